@@ -1,0 +1,48 @@
+"""Who is to blame: one exception a party, each with the exit status it ends a command with.
+
+The message of each is one line that says which rule was broken and, where a human can
+mend it, what to do.  A door turns these into its own answer: an errno, a refused message,
+a closed session.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+
+EXIT_OK = 0
+EXIT_USAGE = 2
+EXIT_HOST = 4
+EXIT_PEER = 5
+EXIT_BUG = 70
+
+
+class VhostnetError(Exception):
+    """Base of all errors that vhostnet raises on purpose."""
+
+    exit_status = EXIT_BUG
+
+
+class UsageError(VhostnetError):
+    """The operator asked for something that does not exist or does not fit together."""
+
+    exit_status = EXIT_USAGE
+
+
+class HostError(VhostnetError):
+    """This host refused: a TAP, a socket path, a permission.  Keeps the errno."""
+
+    exit_status = EXIT_HOST
+
+    def __init__(self, message: str, errno: int = 0) -> None:
+        super().__init__(message)
+        self.errno = errno
+
+
+class PeerError(VhostnetError):
+    """The front-end (VMM) broke a rule of the protocol.  `errno` is what Linux would say."""
+
+    exit_status = EXIT_PEER
+
+    def __init__(self, message: str, errno: int = _errno.EINVAL) -> None:
+        super().__init__(message)
+        self.errno = errno
