@@ -1,0 +1,129 @@
+"""The one place that knows how kernels are compiled, cached and chosen.
+
+Theory of operation
+-------------------
+`kernel` is `numba.njit` with the project's flags.  Numba's own cache looks only at the file
+that a function stands in: an edit of a constant or a callee in another file is not noticed
+(numba#1833).  So the cache folder is named after a digest of every source file of the
+package and of the versions that made the machine code; any edit starts an empty folder.
+
+`family` makes one name with several bodies, chosen by the *type of record* in the first
+argument: `backend_send(bk, ...)` is the TAP's when `bk` is a TAP record and the null
+backend's when it is a NULL record.  Numba resolves the choice when it compiles, so a kernel
+holds exactly one body and no branch; the interpreter (`NUMBA_DISABLE_JIT=1`) looks it up by
+dtype at each call.  This, not closures, is how ring format, access to memory and backend
+become parameters of the data path: a kernel that closes over another jitted function is
+compiled anew in every process (numba#6264), one chosen by type is cached.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import llvmlite
+import numba
+import numpy as np
+from numba import njit, types
+from numba.extending import overload, register_jitable
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _source_digest() -> str:
+    h = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
+    root = Path(__file__).parent.parent
+    for room in ("native", "datapath", "uapi"):
+        for path in sorted((root / room).rglob("*.py")):
+            h.update(path.name.encode())
+            h.update(path.read_bytes())
+    return h.hexdigest()[:16]
+
+
+def cache_root() -> Path:
+    """The folder above all digests: $CACHE_DIRECTORY (systemd), $XDG_CACHE_HOME or ~/.cache."""
+    base = (
+        os.environ.get("CACHE_DIRECTORY")
+        or os.environ.get("XDG_CACHE_HOME")
+        or Path.home() / ".cache"
+    )
+    return Path(base) / "vhostnet" / "kernels"
+
+
+_config: Any = numba.config
+JIT_ENABLED = not _config.DISABLE_JIT
+CACHE_DIR = cache_root() / (_source_digest() + ("-boundscheck" if _config.BOUNDSCHECK else ""))
+_config.CACHE_DIR = str(CACHE_DIR)
+
+
+def kernel(fn: Callable[P, R]) -> Callable[P, R]:
+    """Compile *fn* without the GIL and keep the machine code on disk."""
+    compiled: Callable[P, R] = njit(nogil=True, cache=True, boundscheck=None)(fn)
+    return compiled
+
+
+def helper(fn: Callable[P, R]) -> Callable[P, R]:
+    """Let kernels call *fn*: it becomes part of their machine code, with no cache entry."""
+    callable_from_kernels: Callable[P, R] = register_jitable(fn)
+    return callable_from_kernels
+
+
+class Family:
+    """The bodies of one name; see the module's theory of operation."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.bodies: dict[np.dtype[Any], Callable[..., Any]] = {}
+
+    def body(self, dtype: np.dtype[Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+        """Register a plain function as the body for records of *dtype*."""
+
+        def register(fn: Callable[P, R]) -> Callable[P, R]:
+            if dtype in self.bodies:
+                raise ValueError(f"{self.name} has a body for this record already")
+            self.bodies[dtype] = fn
+            return fn
+
+        return register
+
+    def for_numba(self, first: Any) -> Callable[..., Any] | None:
+        """The body for a Numba type, or None (Numba then reports a typing error)."""
+        record = first.dtype if isinstance(first, types.Array) else first
+        for dtype, fn in self.bodies.items():
+            if numba.from_dtype(dtype) == record:
+                return fn
+        return None
+
+
+def family(stub: Callable[P, R]) -> Callable[P, R]:
+    """Turn *stub* (a documented signature) into a name whose body the first record chooses.
+
+    Bodies are added with `@implements(stub, DTYPE)`; they are inlined into the caller's
+    machine code like any other Numba function.
+    """
+    members = Family(stub.__name__)
+
+    @functools.wraps(stub)
+    def choose(*args: Any) -> Any:
+        return members.bodies[args[0].dtype](*args)
+
+    choose.family = members  # type: ignore[attr-defined]
+
+    def resolve(*args):  # type: ignore[no-untyped-def]
+        return members.for_numba(args[0])
+
+    overload(choose, strict=False)(resolve)
+    return choose  # type: ignore[return-value]
+
+
+def implements(
+    name: Callable[..., Any], dtype: np.dtype[Any]
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register the decorated function as *name*'s body for records of *dtype*."""
+    members: Family = name.family  # type: ignore[attr-defined]
+    return members.body(dtype)

@@ -1,0 +1,120 @@
+"""libc as kernels call it: integers in, a result or a negative errno out.
+
+In compiled code these are direct calls by symbol name (`types.ExternalFunction`), which
+survive Numba's disk cache; a ctypes object would bake in an address.  The interpreter's
+bodies go through ctypes.  Blocking calls return -EINTR; nothing here retries.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+from numba import types
+from numba.extending import overload
+
+from .ordering import load_relaxed_i32
+
+_libc = ctypes.CDLL(None, use_errno=True)
+for _name, _n_args in (("read", 3), ("write", 3), ("writev", 3), ("epoll_wait", 4)):
+    _fn = getattr(_libc, _name)
+    _fn.restype = ctypes.c_ssize_t if _name != "epoll_wait" else ctypes.c_int
+
+
+def _result(value: int) -> int:
+    return value if value >= 0 else -ctypes.get_errno()
+
+
+def read(fd: int, hva: int, size: int) -> int:
+    """read(2) into *hva*: bytes read, or -errno."""
+    return _result(_libc.read(ctypes.c_int(fd), ctypes.c_void_p(int(hva)), ctypes.c_size_t(size)))
+
+
+def write(fd: int, hva: int, size: int) -> int:
+    """write(2) from *hva*: bytes written, or -errno."""
+    return _result(_libc.write(ctypes.c_int(fd), ctypes.c_void_p(int(hva)), ctypes.c_size_t(size)))
+
+
+def writev(fd: int, iov_hva: int, n_iov: int) -> int:
+    """writev(2) of *n_iov* struct iovec at *iov_hva*: bytes written, or -errno."""
+    return _result(
+        _libc.writev(ctypes.c_int(fd), ctypes.c_void_p(int(iov_hva)), ctypes.c_int(n_iov))
+    )
+
+
+def epoll_wait(epfd: int, events_hva: int, n_events: int, timeout_ms: int) -> int:
+    """epoll_wait(2): number of events stored at *events_hva*, or -errno."""
+    return _result(
+        _libc.epoll_wait(
+            ctypes.c_int(epfd),
+            ctypes.c_void_p(int(events_hva)),
+            ctypes.c_int(n_events),
+            ctypes.c_int(timeout_ms),
+        )
+    )
+
+
+def copy_bytes(dst_hva: int, src_hva: int, size: int) -> None:
+    """memcpy(3)."""
+    ctypes.memmove(int(dst_hva), int(src_hva), int(size))
+
+
+_i32, _i64 = types.int32, types.int64
+_c_read: Any = types.ExternalFunction("read", _i64(_i32, _i64, _i64))
+_c_write: Any = types.ExternalFunction("write", _i64(_i32, _i64, _i64))
+_c_writev: Any = types.ExternalFunction("writev", _i64(_i32, _i64, _i32))
+_c_epoll_wait: Any = types.ExternalFunction("epoll_wait", _i32(_i32, _i64, _i32, _i32))
+_c_memcpy: Any = types.ExternalFunction("memcpy", _i64(_i64, _i64, _i64))
+_c_errno_location: Any = types.ExternalFunction("__errno_location", _i64())
+
+
+@overload(read)
+def _ol_read(fd, hva, size):  # type: ignore[no-untyped-def]
+    def impl(fd, hva, size):  # type: ignore[no-untyped-def]
+        result = _c_read(fd, hva, size)
+        if result < 0:
+            return -load_relaxed_i32(_c_errno_location())
+        return result
+
+    return impl
+
+
+@overload(write)
+def _ol_write(fd, hva, size):  # type: ignore[no-untyped-def]
+    def impl(fd, hva, size):  # type: ignore[no-untyped-def]
+        result = _c_write(fd, hva, size)
+        if result < 0:
+            return -load_relaxed_i32(_c_errno_location())
+        return result
+
+    return impl
+
+
+@overload(writev)
+def _ol_writev(fd, iov_hva, n_iov):  # type: ignore[no-untyped-def]
+    def impl(fd, iov_hva, n_iov):  # type: ignore[no-untyped-def]
+        result = _c_writev(fd, iov_hva, n_iov)
+        if result < 0:
+            return -load_relaxed_i32(_c_errno_location())
+        return result
+
+    return impl
+
+
+@overload(epoll_wait)
+def _ol_epoll_wait(epfd, events_hva, n_events, timeout_ms):  # type: ignore[no-untyped-def]
+    def impl(epfd, events_hva, n_events, timeout_ms):  # type: ignore[no-untyped-def]
+        result = _c_epoll_wait(epfd, events_hva, n_events, timeout_ms)
+        if result < 0:
+            return -load_relaxed_i32(_c_errno_location())
+        return _i64(result)
+
+    return impl
+
+
+@overload(copy_bytes)
+def _ol_copy_bytes(dst_hva, src_hva, size):  # type: ignore[no-untyped-def]
+    def impl(dst_hva, src_hva, size):  # type: ignore[no-untyped-def]
+        _c_memcpy(dst_hva, src_hva, size)
+
+    return impl

@@ -1,0 +1,219 @@
+"""Loads, stores and fences on memory that the guest or another thread can change.
+
+Every function has two bodies: the Python one (used with NUMBA_DISABLE_JIT=1 and by the
+control plane) and the LLVM one that kernels get.  This is the only file with atomics and
+fences, so a port to another processor is right if this file is.
+
+All values are signed 64-bit integers on the kernel's side and Python ints on the other:
+mixed-width arithmetic differs between Numba and the interpreter, one width does not.
+`addr` is always an address in our own process (hva).
+
+"relaxed": one single load or store of that width, no ordering; "acquire": later reads stay
+after it; "release": earlier writes stay before it.  The names of the barriers are Linux's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, overload
+
+_mb_lock = threading.Lock()
+
+
+def load_acquire_u16(addr: int) -> int:
+    """Read a u16; later reads stay after it."""
+    return ctypes.c_uint16.from_address(addr).value
+
+
+def load_relaxed_u16(addr: int) -> int:
+    """Read a u16 exactly once."""
+    return ctypes.c_uint16.from_address(addr).value
+
+
+def load_relaxed_i32(addr: int) -> int:
+    """Read a signed 32-bit word exactly once."""
+    return ctypes.c_int32.from_address(addr).value
+
+
+def load_relaxed_i64(addr: int) -> int:
+    """Read a 64-bit word exactly once, as signed."""
+    return ctypes.c_int64.from_address(addr).value
+
+
+def load_u8(addr: int) -> int:
+    """Read a byte."""
+    return ctypes.c_uint8.from_address(addr).value
+
+
+def store_release_u16(addr: int, value: int) -> None:
+    """Write a u16; earlier writes are visible before it."""
+    ctypes.c_uint16.from_address(addr).value = value
+
+
+def store_relaxed_u16(addr: int, value: int) -> None:
+    """Write a u16 in one store."""
+    ctypes.c_uint16.from_address(addr).value = value
+
+
+def store_relaxed_u32(addr: int, value: int) -> None:
+    """Write a u32 in one store."""
+    ctypes.c_uint32.from_address(addr).value = value
+
+
+def store_i64(addr: int, value: int) -> None:
+    """Write 64 bits of private memory."""
+    ctypes.c_int64.from_address(addr).value = value
+
+
+def store_u8(addr: int, value: int) -> None:
+    """Write a byte."""
+    ctypes.c_uint8.from_address(addr).value = value
+
+
+def smp_mb() -> None:
+    """Full barrier: no load or store crosses it."""
+    with _mb_lock:  # an uncontended lock is an atomic exchange: a full barrier on every CPU
+        pass
+
+
+def smp_rmb() -> None:
+    """Loads before it stay before loads after it."""
+
+
+def smp_wmb() -> None:
+    """Stores before it stay before stores after it."""
+
+
+def _load(bits: int, order: str, signed: bool) -> Any:
+    @intrinsic
+    def load(typingctx: Any, addr: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            ptr = builder.inttoptr(args[0], ir.PointerType(ir.IntType(bits)))
+            if order == "plain":
+                value = builder.load(ptr, align=1)
+            else:
+                value = builder.load_atomic(ptr, order, bits // 8)
+            if bits == 64:
+                return value
+            widen = builder.sext if signed else builder.zext
+            return widen(value, ir.IntType(64))
+
+        return types.int64(types.int64), codegen
+
+    return load
+
+
+def _store(bits: int, order: str) -> Any:
+    @intrinsic
+    def store(typingctx: Any, addr: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            ptr = builder.inttoptr(args[0], ir.PointerType(ir.IntType(bits)))
+            value = args[1] if bits == 64 else builder.trunc(args[1], ir.IntType(bits))
+            if order == "plain":
+                builder.store(value, ptr, align=1)
+            else:
+                builder.store_atomic(value, ptr, order, bits // 8)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return store
+
+
+def _fence(order: str) -> Any:
+    @intrinsic
+    def fence(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            builder.fence(order)
+            return context.get_dummy_value()
+
+        return types.void(), codegen
+
+    return fence
+
+
+_load_acquire_u16 = _load(16, "acquire", False)
+_load_relaxed_u16 = _load(16, "monotonic", False)
+_load_relaxed_i32 = _load(32, "monotonic", True)
+_load_relaxed_i64 = _load(64, "monotonic", True)
+_load_u8 = _load(8, "plain", False)
+_store_release_u16 = _store(16, "release")
+_store_relaxed_u16 = _store(16, "monotonic")
+_store_relaxed_u32 = _store(32, "monotonic")
+_store_i64 = _store(64, "plain")
+_store_u8 = _store(8, "plain")
+_mb = _fence("seq_cst")
+_rmb = _fence("acquire")
+_wmb = _fence("release")
+
+
+# The stubs are unannotated on purpose: numba compares signatures, annotations included,
+# with those of the implementation they return.
+@overload(load_acquire_u16)
+def _ol_load_acquire_u16(addr):  # type: ignore[no-untyped-def]
+    return lambda addr: _load_acquire_u16(addr)
+
+
+@overload(load_relaxed_u16)
+def _ol_load_relaxed_u16(addr):  # type: ignore[no-untyped-def]
+    return lambda addr: _load_relaxed_u16(addr)
+
+
+@overload(load_relaxed_i32)
+def _ol_load_relaxed_i32(addr):  # type: ignore[no-untyped-def]
+    return lambda addr: _load_relaxed_i32(addr)
+
+
+@overload(load_relaxed_i64)
+def _ol_load_relaxed_i64(addr):  # type: ignore[no-untyped-def]
+    return lambda addr: _load_relaxed_i64(addr)
+
+
+@overload(load_u8)
+def _ol_load_u8(addr):  # type: ignore[no-untyped-def]
+    return lambda addr: _load_u8(addr)
+
+
+@overload(store_release_u16)
+def _ol_store_release_u16(addr, value):  # type: ignore[no-untyped-def]
+    return lambda addr, value: _store_release_u16(addr, value)
+
+
+@overload(store_relaxed_u16)
+def _ol_store_relaxed_u16(addr, value):  # type: ignore[no-untyped-def]
+    return lambda addr, value: _store_relaxed_u16(addr, value)
+
+
+@overload(store_relaxed_u32)
+def _ol_store_relaxed_u32(addr, value):  # type: ignore[no-untyped-def]
+    return lambda addr, value: _store_relaxed_u32(addr, value)
+
+
+@overload(store_i64)
+def _ol_store_i64(addr, value):  # type: ignore[no-untyped-def]
+    return lambda addr, value: _store_i64(addr, value)
+
+
+@overload(store_u8)
+def _ol_store_u8(addr, value):  # type: ignore[no-untyped-def]
+    return lambda addr, value: _store_u8(addr, value)
+
+
+@overload(smp_mb)
+def _ol_smp_mb():  # type: ignore[no-untyped-def]
+    return lambda: _mb()
+
+
+@overload(smp_rmb)
+def _ol_smp_rmb():  # type: ignore[no-untyped-def]
+    return lambda: _rmb()
+
+
+@overload(smp_wmb)
+def _ol_smp_wmb():  # type: ignore[no-untyped-def]
+    return lambda: _wmb()

@@ -1,0 +1,1 @@
+"""What kernel headers and specifications say: numbers and struct layouts, no behaviour."""
