@@ -1,0 +1,122 @@
+"""The finite list of kernels: every machine code that any configuration can need.
+
+One entry kernel, `vhost_worker`, specialised by ring format × access to memory × backend.
+`vhostnet warm` compiles all of it; a daemon loads what its backends need before it says that
+it is ready, and compiles nothing afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+
+from vhostnet.native._jit import CACHE_DIR, JIT_ENABLED
+
+from .layout import GEN, IOVEC, LOOP, MAPPED_REGION, NULL, RX_HEAD, SPLIT_VRING, TAP, WORKER
+from .worker_loop import vhost_worker
+
+_RINGS = {"split": SPLIT_VRING}
+_MEMORIES = {"mapped": MAPPED_REGION}
+_BACKENDS = {"tap": TAP, "null": NULL, "gen": GEN, "loop": LOOP}
+
+
+@dataclass(frozen=True)
+class KernelSpec:
+    """One specialisation: a name for humans and the Numba signature."""
+
+    name: str
+    signature: tuple[Any, ...]
+
+    @property
+    def signature_text(self) -> str:
+        ring, memory, backend = self.name.split("/")[1:]
+        return f"vhost_worker({ring} ring, {memory} memory, {backend} backend)"
+
+
+@dataclass(frozen=True)
+class WarmReport:
+    """What `warm` did: kernels compiled, kernels loaded from disk, seconds in all."""
+
+    compiled: int
+    loaded: int
+    seconds: float
+
+
+def _vector(dtype: np.dtype[Any]) -> Any:
+    return types.Array(numba.from_dtype(dtype), 1, "C")
+
+
+def list_kernels() -> list[KernelSpec]:
+    """Every kernel, in a fixed order."""
+    return [
+        KernelSpec(
+            f"vhost_worker/{ring}/{memory}/{backend}",
+            (
+                _vector(WORKER),
+                _vector(ring_dtype),
+                _vector(ring_dtype),
+                _vector(memory_dtype),
+                _vector(backend_dtype),
+                _vector(backend_dtype),
+                _vector(IOVEC),
+                _vector(RX_HEAD),
+            ),
+        )
+        for ring, ring_dtype in _RINGS.items()
+        for memory, memory_dtype in _MEMORIES.items()
+        for backend, backend_dtype in _BACKENDS.items()
+    ]
+
+
+def kernels_for(backend_kind: str) -> list[str]:
+    """Names of the kernels that a device with this backend can need."""
+    return [k.name for k in list_kernels() if k.name.endswith(f"/{backend_kind}")]
+
+
+def _marker(name: str) -> Path:
+    return CACHE_DIR / (name.replace("/", "-") + ".warm")
+
+
+def is_warm(names: Iterable[str]) -> bool:
+    """Whether all of these were compiled by these very sources before (a hint for humans)."""
+    return not JIT_ENABLED or all(_marker(name).exists() for name in names)
+
+
+def warm(
+    names: Iterable[str] | None,
+    progress: Callable[[str, float | None], None] = lambda _name, _seconds: None,
+) -> WarmReport:
+    """Load or compile kernels, all of them if *names* is None.
+
+    Args:
+        progress: called with (name, None) before each and (name, seconds) after it.
+    """
+    if not JIT_ENABLED:
+        return WarmReport(0, 0, 0.0)
+    wanted = None if names is None else set(names)
+    compiled = loaded = 0
+    begin = time.monotonic()
+    dispatcher: Any = vhost_worker
+    for spec in list_kernels():
+        if wanted is not None and spec.name not in wanted:
+            continue
+        started = time.monotonic()
+        progress(spec.name, None)
+        hits = sum(dispatcher.stats.cache_hits.values())
+        dispatcher.compile(spec.signature)
+        if sum(dispatcher.stats.cache_hits.values()) > hits:
+            loaded += 1
+        else:
+            compiled += 1
+            marker = _marker(spec.name)
+            marker.parent.mkdir(parents=True, exist_ok=True)
+            marker.touch()
+        progress(spec.name, time.monotonic() - started)
+    return WarmReport(compiled, loaded, time.monotonic() - begin)

@@ -1,0 +1,50 @@
+"""What kernels return: nothing here has behaviour.
+
+Ring errors carry Linux's errno for the same mistake in the comment and a sentence for the
+log.  `vhost_get_vq_desc()` and the table in "what happens to the queue after an error".
+"""
+
+from __future__ import annotations
+
+#: get_vq_desc: the driver offers nothing new (Linux returns vq->num).
+RING_EMPTY = -1
+
+# The ring is broken: the handler stops, the head is not consumed.
+RING_AVAIL_JUMP = -10  # EINVAL
+RING_BAD_HEAD = -11  # EINVAL
+RING_BAD_NEXT = -12  # EINVAL
+RING_LOOP = -13  # EINVAL
+RING_UNMAPPED = -14  # EFAULT
+RING_OUT_AFTER_IN = -15  # EINVAL
+RING_TOO_MANY_IOVS = -16  # ENOBUFS
+RING_INDIRECT_LEN = -17  # EINVAL
+RING_INDIRECT_UNMAPPED = -18  # EFAULT
+RING_INDIRECT_TOO_BIG = -19  # E2BIG
+RING_INDIRECT_OVERRUN = -20  # EINVAL
+RING_INDIRECT_NESTED = -21  # EINVAL
+
+RING_ERRORS: dict[int, str] = {
+    RING_AVAIL_JUMP: "avail->idx moved by more than the ring holds",
+    RING_BAD_HEAD: "the avail ring names a descriptor beyond the table",
+    RING_BAD_NEXT: "a descriptor's next points beyond the table",
+    RING_LOOP: "a descriptor chain is longer than the table: it loops",
+    RING_UNMAPPED: "a descriptor's buffer is not in the guest's memory",
+    RING_OUT_AFTER_IN: "a readable descriptor follows a writable one",
+    RING_TOO_MANY_IOVS: "a chain has more than 1024 pieces",
+    RING_INDIRECT_LEN: "an indirect table's length is not a multiple of 16",
+    RING_INDIRECT_UNMAPPED: "an indirect table is not in the guest's memory",
+    RING_INDIRECT_TOO_BIG: "an indirect table has more than 65536 entries",
+    RING_INDIRECT_OVERRUN: "an indirect chain runs past its table",
+    RING_INDIRECT_NESTED: "an indirect table holds an indirect descriptor",
+}
+
+# Why the worker's kernel came back to Python.
+WORKER_STOPPED = 1  # the control eventfd asked for it
+WORKER_RX_ERROR = 2  # vring["last_error"] of the RX ring is new
+WORKER_TX_ERROR = 3  # the same, TX ring
+WORKER_BACKEND_GONE = 4  # the TAP was deleted under us
+
+# What a handler tells the worker's loop.
+HANDLED = 0
+HANDLED_RING_ERROR = 1
+HANDLED_BACKEND_GONE = 2

@@ -1,0 +1,56 @@
+"""Byte ranges over IOVEC arrays: what the kernel's iov_iter does for vhost_net."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vhostnet.native._jit import helper
+from vhostnet.native.libc_raw import copy_bytes
+
+
+@helper
+def iov_to_buffer(iov: Any, at: int, n: int, dst_hva: int, size: int) -> int:
+    """Copy up to *size* bytes from iov[at:at + n] to *dst_hva*; returns bytes copied."""
+    done = 0
+    for i in range(at, at + n):
+        if done >= size:
+            break
+        piece = min(int(iov[i]["iov_len"]), size - done)
+        copy_bytes(dst_hva + done, int(iov[i]["iov_base"]), piece)
+        done += piece
+    return done
+
+
+@helper
+def iov_from_buffer(iov: Any, at: int, n: int, src_hva: int, size: int) -> int:
+    """Copy up to *size* bytes from *src_hva* into iov[at:at + n]; returns bytes copied."""
+    done = 0
+    for i in range(at, at + n):
+        if done >= size:
+            break
+        piece = min(int(iov[i]["iov_len"]), size - done)
+        copy_bytes(int(iov[i]["iov_base"]), src_hva + done, piece)
+        done += piece
+    return done
+
+
+@helper
+def iov_skip(iov: Any, at: int, n: int, size: int) -> int:
+    """Drop the first *size* bytes of iov[at:at + n] in place.
+
+    Returns:
+        The index of the first piece with bytes left, at .. at + n.
+    """
+    i = at
+    end = at + n
+    left = size
+    while i < end:
+        piece = int(iov[i]["iov_len"])
+        if piece > left:
+            if left > 0:
+                iov[i]["iov_base"] += left
+                iov[i]["iov_len"] -= left
+            break
+        left -= piece
+        i += 1
+    return i

@@ -1,0 +1,202 @@
+"""The records of the data path: one numpy dtype a C struct, in one file.
+
+Private fields are all i8 (signed 64-bit): Numba and the interpreter then compute alike.
+Free-running ring indices are kept masked to 16 bits.  "w:" says who writes a field:
+`control` only while the worker is parked (see `device/worker.py`), `worker` at any time.
+"""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+
+#: Linux vhost_net: most packets, and most bytes, that one run of a handler may take.
+VHOST_NET_PKT_WEIGHT = 256
+VHOST_NET_WEIGHT = 0x80000
+#: Linux vhost_net: completions that are published together.
+VHOST_NET_BATCH = 64
+#: Most pieces of one chain, or of one mergeable packet (Linux UIO_MAXIOV).
+UIO_MAXIOV = 1024
+#: A frame with its header as a TAP can deliver it: 64 KiB of GSO payload, headers, slack.
+HOLD_SIZE = 72 * 1024
+
+#: struct iovec (uapi/linux/uio.h), as writev takes it.
+IOVEC = np.dtype([("iov_base", "<i8"), ("iov_len", "<i8")])
+IOVEC_SIZE = IOVEC.itemsize
+
+#: One receive chain taken: its head and how many bytes it holds.
+RX_HEAD = np.dtype([("id", "<i8"), ("room", "<i8")])
+
+#: struct epoll_event: packed on x86-64 only (uapi/linux/eventpoll.h).
+EPOLL_EVENT = np.dtype(
+    [("events", "<u4"), ("data", "<i8")], align=platform.machine() not in ("x86_64", "AMD64")
+)
+EPOLL_BATCH = 8
+
+
+def _record(*names: str) -> np.dtype[Any]:
+    return np.dtype([(name, "<i8") for name in names])
+
+
+#: One region of guest memory that is mapped into our process.
+MAPPED_REGION = np.dtype(
+    [
+        # guest physical address of the first byte
+        ("gpa", "<i8"),
+        # bytes
+        ("size", "<i8"),
+        # our address of the first byte
+        ("hva", "<i8"),
+    ]
+)
+
+#: Counters that every ring has, all w: worker, all since the ring's session began.
+COUNTERS = (
+    "packets",  # moved to or from the backend
+    "bytes",  # of these packets, vnet header included
+    "kicks",  # kick eventfd wake-ups
+    "calls",  # call eventfd writes
+    "calls_suppressed",  # completions that the driver asked not to hear about
+    "drop_short",  # tx: nothing behind the header
+    "drop_malformed",  # a chain with parts of the wrong direction; handed back with length 0
+    "drop_refused",  # the backend refused the frame for good (EINVAL, EIO, ...)
+    "drop_full",  # the backend had no room and never waits (loop)
+    "drop_disabled",  # tx: the ring was disabled, the packet was discarded
+    "drop_too_small",  # rx: the one buffer was too small, the packet was thrown away
+    "ring_errors",  # the ring was found broken
+)
+
+SPLIT_VRING = _record(
+    # --- w: control ---------------------------------------------------------------------
+    # entries, a power of two
+    "split_num",
+    # our addresses of the three parts
+    "desc_hva",
+    "avail_hva",
+    "used_hva",
+    # has a backend: handlers touch the ring only then
+    "active",
+    # tx of a disabled ring: take everything and throw it away
+    "discard",
+    # bytes of virtio_net_hdr in front of every frame
+    "hdr_len",
+    # booleans from the acked features
+    "mergeable",
+    "set_num_buffers",
+    "event_idx",
+    "notify_on_empty",
+    # descriptors; -1 = none
+    "kick_fd",
+    "call_fd",
+    "err_fd",
+    # the kick is a pipe: it has to be read
+    "kick_is_pipe",
+    # addresses of private memory: a u64 of value 1, u8[16] for a torn descriptor
+    "one_hva",
+    "desc_copy_hva",
+    # --- w: worker ----------------------------------------------------------------------
+    # next avail entry to take
+    "last_avail_idx",
+    # newest avail->idx seen
+    "avail_idx",
+    # next used entry to write, not counting done_idx
+    "last_used_idx",
+    # used entries written, not yet published
+    "done_idx",
+    # last_used_idx at the last signal test, and whether it means anything
+    "signalled_used",
+    "signalled_used_valid",
+    # our copy of used->flags
+    "used_flags",
+    # index of the region that served the last translation
+    "last_region",
+    # last ring error found (codes.RING_*), 0 = none since the ring started
+    "last_error",
+    *COUNTERS,
+)
+
+#: One worker: its epoll set and its work list.
+WORKER = _record(
+    "epfd",
+    # which work items are queued, one bit each
+    "queued",
+    # their order, four bits an item, next one lowest
+    "work_list",
+    "n_work",
+    # address of EPOLL_EVENT[EPOLL_BATCH]
+    "events_hva",
+    # --- counters
+    "wakeups",
+    "runs",
+)
+
+# Work items, also the `data` of the worker's epoll events.
+WORK_RX_KICK = 0
+WORK_TX_KICK = 1
+WORK_RX_NET = 2
+WORK_TX_NET = 3
+EVENT_BACKEND = 4
+EVENT_CONTROL = 5
+
+#: A queue of a TUN/TAP device, or whatever else one descriptor reads and writes frames of.
+TAP = _record(
+    "tap_fd",
+    # false after EAGAIN, true after EPOLLIN / EPOLLOUT; w: worker
+    "readable",
+    "writable",
+    # the device behind the descriptor was deleted
+    "gone",
+    # towards guests: complete partial checksums in software; w: control
+    "fill_checksums",
+    # the guest may be told DATA_VALID (it acked GUEST_CSUM)
+    "guest_csum",
+    # bytes of virtio_net_hdr that the descriptor speaks
+    "tap_hdr_len",
+    # one packet read and not yet delivered: u8[HOLD_SIZE], and its length (0 = none)
+    "hold_hva",
+    "hold_len",
+    # private copy of a transmitted packet's header, and room for a whole rare packet
+    "hdr_hva",
+    "bounce_hva",
+)
+
+#: Takes every packet into memory of its own, gives none.
+NULL = _record(
+    # u8[size], and where the next packet goes
+    "sink_hva",
+    "sink_size",
+    "sink_pos",
+)
+
+#: Gives the same frame for ever; takes and drops.
+GEN = _record(
+    # u8[len]: header and frame
+    "frame_hva",
+    "frame_len",
+    # bytes of header in front
+    "gen_hdr_len",
+    "gen_sink_hva",
+    "gen_sink_size",
+)
+
+#: What is sent comes back: a byte ring of (i8 length, frame) records.
+LOOP = _record(
+    "fifo_hva",
+    "fifo_size",
+    # free-running byte positions
+    "head",
+    "tail",
+)
+
+
+def field_offset(dtype: np.dtype[Any], name: str) -> int:
+    """Byte offset of *name* in *dtype*."""
+    fields = dtype.fields
+    assert fields is not None
+    return int(fields[name][1])
+
+
+EPOLL_EVENT_SIZE = EPOLL_EVENT.itemsize
+EPOLL_EVENT_DATA = field_offset(EPOLL_EVENT, "data")

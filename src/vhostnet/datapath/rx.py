@@ -1,0 +1,145 @@
+"""handle_rx: from the backend into the guest's buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vhostnet.native._jit import helper
+from vhostnet.native.ordering import store_relaxed_u16
+from vhostnet.uapi.virtio import VNET_HDR_NUM_BUFFERS
+
+from .backend_ops import backend_consume, backend_peek
+from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY, RING_TOO_MANY_IOVS
+from .iov import iov_from_buffer
+from .layout import UIO_MAXIOV, VHOST_NET_BATCH, WORK_RX_NET
+from .vring_ops import (
+    add_used,
+    disable_notify,
+    discard_vq_desc,
+    enable_notify,
+    get_vq_desc,
+    publish_used,
+)
+from .work import exceeds_weight, ring_error, ring_fault, work_queue
+
+Record = Any
+NO_BUFFERS = 0
+TOO_SMALL = -100
+
+
+@helper
+def _hand_back(vq: Record, heads: Any, n: int) -> None:
+    """Complete heads[:n] with length 0: nothing was written to them."""
+    for k in range(n):
+        add_used(vq, int(heads[k]["id"]), 0)
+
+
+@helper
+def get_rx_bufs(vq: Record, mem: Any, iov: Any, heads: Any, need: int) -> tuple[int, int]:
+    """Take as many chains as *need* bytes take: one, or several where mergeable.
+
+    Args:
+        iov: IOVEC array, filled from 0.
+        heads: RX_HEAD[UIO_MAXIOV]: id and capacity of each chain taken.
+        need: bytes of header and frame.
+
+    Returns:
+        (n_heads, n_iov) on success; (NO_BUFFERS, 0): the ring has too few, none was kept;
+        (TOO_SMALL, 0): not mergeable and the one buffer is too small, it was given back;
+        (a ring error, 0).
+
+    A chain that no packet can be written to (a readable part, or no bytes) is handed back
+    with length 0, together with those taken before it; Linux leaks them.
+
+    Source: Linux get_rx_bufs().
+    """
+    n_heads = 0
+    n_iov = 0
+    room = 0
+    while room < need:
+        if n_heads >= UIO_MAXIOV:
+            discard_vq_desc(vq, n_heads)
+            return RING_TOO_MANY_IOVS, 0
+        head, n_out, n_in, _out_len, in_len = get_vq_desc(vq, mem, iov, n_iov)
+        if head < 0:
+            if n_heads > 0:
+                discard_vq_desc(vq, n_heads)
+            return (NO_BUFFERS if head == RING_EMPTY else head), 0
+        heads[n_heads]["id"] = head
+        heads[n_heads]["room"] = in_len
+        n_heads += 1
+        if n_out > 0 or n_in == 0:
+            vq["drop_malformed"] += 1
+            ring_fault(vq)
+            _hand_back(vq, heads, n_heads)
+            n_heads = 0
+            n_iov = 0
+            room = 0
+            continue
+        n_iov += n_in
+        room += in_len
+        if n_iov > UIO_MAXIOV:
+            discard_vq_desc(vq, n_heads)
+            return RING_TOO_MANY_IOVS, 0
+        if room < need and not vq["mergeable"]:
+            discard_vq_desc(vq, 1)
+            return TOO_SMALL, 0
+    return n_heads, n_iov
+
+
+@helper
+def handle_rx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any, heads: Any) -> int:
+    """Deliver what the backend has, at most one weight of it.
+
+    Returns:
+        HANDLED_*.
+
+    Two ways to wait, as in Linux: for a packet (the backend's poll wakes us, notifications
+    stay off) or for buffers (a kick wakes us, the packet stays with the backend).
+
+    Source: Linux handle_rx().
+    """
+    disable_notify(vq)
+    taken = 0
+    taken_bytes = 0
+    outcome = HANDLED
+    while True:
+        packet_hva, need = backend_peek(bk)
+        if need <= 0:
+            if need < 0:
+                outcome = HANDLED_BACKEND_GONE
+            break
+        n_heads, n_iov = get_rx_bufs(vq, mem, iov, heads, need)
+        if n_heads == NO_BUFFERS:
+            publish_used(vq)
+            if enable_notify(vq):
+                disable_notify(vq)
+                continue
+            break
+        if n_heads == TOO_SMALL:
+            vq["drop_too_small"] += 1
+            backend_consume(bk)
+        elif n_heads < 0:
+            outcome = ring_error(vq, n_heads)
+            break
+        else:
+            if vq["set_num_buffers"]:
+                store_relaxed_u16(packet_hva + VNET_HDR_NUM_BUFFERS, n_heads)
+            iov_from_buffer(iov, 0, n_iov, packet_hva, need)
+            backend_consume(bk)
+            left = need
+            for k in range(n_heads):
+                length = min(left, int(heads[k]["room"]))
+                add_used(vq, int(heads[k]["id"]), length)
+                left -= length
+            vq["packets"] += 1
+            vq["bytes"] += need
+            if int(vq["done_idx"]) > VHOST_NET_BATCH:
+                publish_used(vq)
+        taken += 1
+        taken_bytes += need
+        if exceeds_weight(taken, taken_bytes):
+            work_queue(worker, WORK_RX_NET)
+            break
+    publish_used(vq)
+    return outcome

@@ -1,0 +1,299 @@
+"""The split virtqueue, device side (VIRTIO 1.2 section 2.7).
+
+Theory of operation
+-------------------
+The driver owns the descriptor table and the avail ring, we own the used ring; all three lie
+in guest memory and may change under us at any time.  So: every word of the guest is loaded
+once into a local, checked, and only the local is used.  `last_avail_idx` is the next avail
+entry to take; `avail_idx` is the newest avail->idx seen, so that a batch costs one read of
+the driver's cache line; `last_used_idx` is the next used entry to publish and `done_idx`
+counts the entries that are written behind it and not yet visible.
+
+Ordering, as in Linux drivers/vhost/vhost.c:
+1. avail->idx is read before avail->ring and the descriptors (acquire load).
+2. used entries and data are written before used->idx (release store).
+3. used->idx is written before avail->flags or used_event is read (full barrier): the driver
+   does the opposite, one of the two sees the other.
+4. used->flags or avail_event is written before avail->idx is read again (full barrier).
+
+Not here: who calls when (`tx`, `rx`), waiting (`worker_loop`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vhostnet.native._jit import helper, implements
+from vhostnet.native.ordering import (
+    load_acquire_u16,
+    load_relaxed_i64,
+    load_relaxed_u16,
+    smp_mb,
+    store_relaxed_u16,
+    store_relaxed_u32,
+    store_release_u16,
+)
+from vhostnet.uapi.virtio import (
+    VRING_AVAIL_F_NO_INTERRUPT,
+    VRING_AVAIL_FLAGS,
+    VRING_AVAIL_IDX,
+    VRING_AVAIL_RING,
+    VRING_DESC_F_INDIRECT,
+    VRING_DESC_F_NEXT,
+    VRING_DESC_F_WRITE,
+    VRING_DESC_SIZE,
+    VRING_USED_ELEM_SIZE,
+    VRING_USED_F_NO_NOTIFY,
+    VRING_USED_FLAGS,
+    VRING_USED_IDX,
+    VRING_USED_RING,
+)
+
+from .codes import (
+    RING_AVAIL_JUMP,
+    RING_BAD_HEAD,
+    RING_BAD_NEXT,
+    RING_EMPTY,
+    RING_INDIRECT_LEN,
+    RING_INDIRECT_NESTED,
+    RING_INDIRECT_OVERRUN,
+    RING_INDIRECT_TOO_BIG,
+    RING_INDIRECT_UNMAPPED,
+    RING_LOOP,
+    RING_OUT_AFTER_IN,
+    RING_TOO_MANY_IOVS,
+    RING_UNMAPPED,
+)
+from .guest_memory_raw import read_guest, translate
+from .layout import SPLIT_VRING, UIO_MAXIOV
+from .vring_ops import (
+    add_used,
+    disable_notify,
+    discard_vq_desc,
+    enable_notify,
+    get_vq_desc,
+    publish_used,
+    signal_eventfd,
+)
+
+Record = Any
+MAX_INDIRECT = 65536
+
+
+@helper
+def _add_buffer(vq: Record, mem: Any, iov: Any, at: int, n: int, gpa: int, size: int) -> int:
+    """Append the pieces of one buffer to iov[at + n:]; returns the new n or an error."""
+    done = 0
+    while done < size:
+        if n >= UIO_MAXIOV:
+            return RING_TOO_MANY_IOVS
+        hva, piece = translate(mem, vq, gpa + done, size - done)
+        if piece == 0:
+            return RING_UNMAPPED
+        iov[at + n]["iov_base"] = hva
+        iov[at + n]["iov_len"] = piece
+        n += 1
+        done += piece
+    return n
+
+
+@helper
+def _walk_indirect(
+    vq: Record, mem: Any, iov: Any, at: int, n_out: int, n_in: int, table: int, size: int
+) -> tuple[int, int, int, int]:
+    """Walk one indirect table; returns (n_out or error, n_in, bytes out, bytes in).
+
+    Entries are taken strictly in order, their `next` is ignored: only the flag matters.
+
+    Source: Linux get_indirect().
+    """
+    if size % VRING_DESC_SIZE != 0:
+        return RING_INDIRECT_LEN, 0, 0, 0
+    count = size // VRING_DESC_SIZE
+    if count > MAX_INDIRECT:
+        return RING_INDIRECT_TOO_BIG, 0, 0, 0
+    # the whole table has to be there, even what the chain does not use
+    checked = 0
+    while checked < size:
+        _hva, piece = translate(mem, vq, table + checked, size - checked)
+        if piece == 0:
+            return RING_INDIRECT_UNMAPPED, 0, 0, 0
+        checked += piece
+    out_len = 0
+    in_len = 0
+    found = 0
+    while True:
+        if found >= count:
+            return RING_INDIRECT_OVERRUN, 0, 0, 0
+        entry = table + found * VRING_DESC_SIZE
+        found += 1
+        hva, piece = translate(mem, vq, entry, VRING_DESC_SIZE)
+        if piece < VRING_DESC_SIZE:  # across two regions: through private memory
+            hva = int(vq["desc_copy_hva"])
+            if read_guest(mem, vq, entry, VRING_DESC_SIZE, hva) < VRING_DESC_SIZE:
+                return RING_INDIRECT_UNMAPPED, 0, 0, 0
+        gpa = load_relaxed_i64(hva)
+        word = load_relaxed_i64(hva + 8)
+        length = word & 0xFFFFFFFF
+        flags = (word >> 32) & 0xFFFF
+        if flags & VRING_DESC_F_INDIRECT:
+            return RING_INDIRECT_NESTED, 0, 0, 0
+        n = _add_buffer(vq, mem, iov, at, n_out + n_in, gpa, length)
+        if n < 0:
+            return n, 0, 0, 0
+        if flags & VRING_DESC_F_WRITE:
+            n_in = n - n_out
+            in_len += length
+        else:
+            if n_in > 0:
+                return RING_OUT_AFTER_IN, 0, 0, 0
+            n_out = n
+            out_len += length
+        if not flags & VRING_DESC_F_NEXT:
+            return n_out, n_in, out_len, in_len
+
+
+@implements(get_vq_desc, SPLIT_VRING)
+def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int, int, int]:
+    num = int(vq["split_num"])
+    last = int(vq["last_avail_idx"])
+    if int(vq["avail_idx"]) == last:
+        # avail->idx before avail->ring: the driver wrote the entry first (1).
+        idx = load_acquire_u16(int(vq["avail_hva"]) + VRING_AVAIL_IDX)
+        if idx == last:
+            return RING_EMPTY, 0, 0, 0, 0
+        if ((idx - last) & 0xFFFF) > num:
+            return RING_AVAIL_JUMP, 0, 0, 0, 0
+        vq["avail_idx"] = idx
+    head = load_relaxed_u16(int(vq["avail_hva"]) + VRING_AVAIL_RING + 2 * (last & (num - 1)))
+    if head >= num:
+        return RING_BAD_HEAD, 0, 0, 0, 0
+    desc_hva = int(vq["desc_hva"])
+    n_out = 0
+    n_in = 0
+    out_len = 0
+    in_len = 0
+    i = head
+    found = 0
+    while True:
+        found += 1
+        if found > num:
+            return RING_LOOP, 0, 0, 0, 0
+        # The descriptor is copied once; flags and length below are those of the copy.
+        gpa = load_relaxed_i64(desc_hva + i * VRING_DESC_SIZE)
+        word = load_relaxed_i64(desc_hva + i * VRING_DESC_SIZE + 8)
+        length = word & 0xFFFFFFFF
+        flags = (word >> 32) & 0xFFFF
+        if flags & VRING_DESC_F_INDIRECT:
+            got_out, got_in, more_out, more_in = _walk_indirect(
+                vq, mem, iov, at, n_out, n_in, gpa, length
+            )
+            if got_out < 0:
+                return got_out, 0, 0, 0, 0
+            n_out = got_out
+            n_in = got_in
+            out_len += more_out
+            in_len += more_in
+        else:
+            n = _add_buffer(vq, mem, iov, at, n_out + n_in, gpa, length)
+            if n < 0:
+                return n, 0, 0, 0, 0
+            if flags & VRING_DESC_F_WRITE:
+                n_in = n - n_out
+                in_len += length
+            else:
+                if n_in > 0:
+                    return RING_OUT_AFTER_IN, 0, 0, 0, 0
+                n_out = n
+                out_len += length
+        if not flags & VRING_DESC_F_NEXT:
+            break
+        i = (word >> 48) & 0xFFFF
+        if i >= num:
+            return RING_BAD_NEXT, 0, 0, 0, 0
+    vq["last_avail_idx"] = (last + 1) & 0xFFFF
+    return head, n_out, n_in, out_len, in_len
+
+
+@implements(discard_vq_desc, SPLIT_VRING)
+def _discard_vq_desc(vq: Record, n: int) -> None:
+    vq["last_avail_idx"] = (int(vq["last_avail_idx"]) - n) & 0xFFFF
+
+
+@implements(add_used, SPLIT_VRING)
+def _add_used(vq: Record, head: int, length: int) -> None:
+    slot = (int(vq["last_used_idx"]) + int(vq["done_idx"])) & (int(vq["split_num"]) - 1)
+    hva = int(vq["used_hva"]) + VRING_USED_RING + slot * VRING_USED_ELEM_SIZE
+    store_relaxed_u32(hva, head)
+    store_relaxed_u32(hva + 4, length)
+    vq["done_idx"] += 1
+
+
+@helper
+def _driver_wants_signal(vq: Record) -> bool:
+    """Whether to interrupt the driver for what was just published (Linux vhost_notify())."""
+    smp_mb()  # used->idx must be visible before the driver's wish is read (3)
+    if vq["notify_on_empty"] and int(vq["avail_idx"]) == int(vq["last_avail_idx"]):
+        return True
+    avail_hva = int(vq["avail_hva"])
+    if not vq["event_idx"]:
+        flags = load_relaxed_u16(avail_hva + VRING_AVAIL_FLAGS)
+        return not flags & VRING_AVAIL_F_NO_INTERRUPT
+    old = int(vq["signalled_used"])
+    valid = int(vq["signalled_used_valid"])
+    new = int(vq["last_used_idx"])
+    vq["signalled_used"] = new
+    vq["signalled_used_valid"] = 1
+    if not valid:
+        return True
+    used_event = load_relaxed_u16(avail_hva + VRING_AVAIL_RING + 2 * int(vq["split_num"]))
+    return ((new - used_event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
+
+
+@implements(publish_used, SPLIT_VRING)
+def _publish_used(vq: Record) -> None:
+    done = int(vq["done_idx"])
+    if done == 0:
+        return
+    old = int(vq["last_used_idx"])
+    new = (old + done) & 0xFFFF
+    vq["last_used_idx"] = new
+    vq["done_idx"] = 0
+    # If signalled_used is passed, 2^16 entries went by without a test: it means nothing now.
+    if ((new - int(vq["signalled_used"])) & 0xFFFF) < ((new - old) & 0xFFFF):
+        vq["signalled_used_valid"] = 0
+    # The entries and the data behind them must be visible before the index (2).
+    store_release_u16(int(vq["used_hva"]) + VRING_USED_IDX, new)
+    if int(vq["call_fd"]) >= 0:
+        if _driver_wants_signal(vq):
+            vq["calls"] += 1
+            signal_eventfd(int(vq["call_fd"]), int(vq["one_hva"]))
+        else:
+            vq["calls_suppressed"] += 1
+
+
+@implements(disable_notify, SPLIT_VRING)
+def _disable_notify(vq: Record) -> None:
+    if int(vq["used_flags"]) & VRING_USED_F_NO_NOTIFY:
+        return
+    vq["used_flags"] |= VRING_USED_F_NO_NOTIFY
+    if not vq["event_idx"]:  # with it, an avail_event left behind does the same
+        store_relaxed_u16(int(vq["used_hva"]) + VRING_USED_FLAGS, VRING_USED_F_NO_NOTIFY)
+
+
+@implements(enable_notify, SPLIT_VRING)
+def _enable_notify(vq: Record) -> bool:
+    if not int(vq["used_flags"]) & VRING_USED_F_NO_NOTIFY:
+        return False
+    vq["used_flags"] &= ~VRING_USED_F_NO_NOTIFY
+    used_hva = int(vq["used_hva"])
+    seen = int(vq["avail_idx"])
+    if vq["event_idx"]:
+        avail_event = used_hva + VRING_USED_RING + int(vq["split_num"]) * VRING_USED_ELEM_SIZE
+        store_relaxed_u16(avail_event, seen)
+    else:
+        store_relaxed_u16(used_hva + VRING_USED_FLAGS, 0)
+    smp_mb()  # our wish must be visible before avail->idx is read again (4)
+    # Against the newest index *seen*: buffers that were seen and did not suffice are no news
+    # (comparing with last_avail_idx made Linux spin from 5.18 to 7.1).
+    return load_acquire_u16(int(vq["avail_hva"]) + VRING_AVAIL_IDX) != seen

@@ -1,0 +1,92 @@
+"""handle_tx: from the guest's ring to the backend."""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from vhostnet.native._jit import helper
+
+from .backend_ops import backend_send
+from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY
+from .layout import VHOST_NET_BATCH, WORK_TX_KICK, WORK_TX_NET
+from .vring_ops import (
+    add_used,
+    disable_notify,
+    discard_vq_desc,
+    enable_notify,
+    get_vq_desc,
+    publish_used,
+)
+from .work import exceeds_weight, ring_error, ring_fault, work_queue
+
+Record = Any
+EAGAIN, ENOMEM, ENOBUFS = errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS
+EBADFD, ENOSPC = errno.EBADFD, errno.ENOSPC
+
+
+@helper
+def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int:
+    """Send what the guest has made available, at most one weight of it.
+
+    Every chain that is taken is handed back, sent or not: a packet that can never be sent
+    is counted by cause and completed.  Only a backend without room keeps it: the chain goes
+    back to the ring and is tried again when the backend can be written.
+
+    Returns:
+        HANDLED_*.
+
+    Source: Linux handle_tx_copy().
+    """
+    disable_notify(vq)
+    hdr_len = int(vq["hdr_len"])
+    taken = 0
+    taken_bytes = 0
+    outcome = HANDLED
+    while True:
+        if int(vq["done_idx"]) >= VHOST_NET_BATCH:
+            publish_used(vq)
+        head, n_out, n_in, out_len, _in_len = get_vq_desc(vq, mem, iov, 1)
+        if head < 0:
+            # Completions first: the driver may wait for them before it kicks again.
+            publish_used(vq)
+            if head != RING_EMPTY:
+                outcome = ring_error(vq, head)
+            elif enable_notify(vq):
+                disable_notify(vq)
+                continue
+            break
+        if n_in > 0:
+            vq["drop_malformed"] += 1
+            ring_fault(vq)
+        elif vq["discard"]:
+            vq["drop_disabled"] += 1
+        elif out_len <= hdr_len:
+            vq["drop_short"] += 1
+            ring_fault(vq)
+        else:
+            result = backend_send(bk, iov, 1, n_out, hdr_len, out_len)
+            if result == 0:
+                vq["packets"] += 1
+                vq["bytes"] += out_len
+            elif result == -EAGAIN or result == -ENOMEM or result == -ENOBUFS:
+                # Notifications stay off: the socket, not the driver, says when to go on.
+                discard_vq_desc(vq, 1)
+                publish_used(vq)
+                if result != -EAGAIN:
+                    work_queue(worker, WORK_TX_NET)
+                break
+            elif result == -ENOSPC:
+                vq["drop_full"] += 1
+            else:
+                vq["drop_refused"] += 1
+                if result == -EBADFD:
+                    outcome = HANDLED_BACKEND_GONE
+        add_used(vq, head, 0)
+        taken += 1
+        taken_bytes += out_len
+        if exceeds_weight(taken, taken_bytes):
+            publish_used(vq)
+            work_queue(worker, WORK_TX_KICK)
+            break
+    return outcome

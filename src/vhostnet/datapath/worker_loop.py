@@ -1,0 +1,165 @@
+"""The worker: one thread a queue pair, which waits and runs both directions.
+
+Theory of operation
+-------------------
+As in Linux there are four work items on one list: a kick of either ring, and the backend
+being readable or writable.  Something that is ready *queues* its work; the list is run in
+order, each item at most once a turn; a handler that reaches its weight queues itself at the
+end, so the other direction comes first.  RX and TX of one pair never run at the same time.
+
+Waiting is one epoll set, edge-triggered: the kick eventfds are never read (each write is an
+edge), and neither a backend that is readable while the guest has no buffers nor one that is
+always writable costs a turn.  The kernel stays here, without the GIL, until the control
+eventfd asks it to stop or something happens that Python should log.
+
+    WAITING   in epoll_wait, nothing queued
+        Operations:  any edge queues work and wakes us
+    RUNNING   work queued; epoll is asked with timeout 0 between turns
+        Caveats:     rings and memory may be changed by nobody else
+    PARKED    this kernel has returned; see device/worker.py
+        Operations:  control may change everything
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any
+
+from vhostnet.native._jit import helper, kernel
+from vhostnet.native.libc_raw import epoll_wait, read
+from vhostnet.native.ordering import load_relaxed_i32, load_relaxed_i64
+
+from . import split_ring, via_gen, via_loop, via_null, via_tap  # noqa: F401  (the bodies)
+from .backend_ops import backend_ready, backend_turns
+from .codes import (
+    HANDLED,
+    HANDLED_BACKEND_GONE,
+    WORKER_BACKEND_GONE,
+    WORKER_RX_ERROR,
+    WORKER_STOPPED,
+    WORKER_TX_ERROR,
+)
+from .layout import (
+    EPOLL_BATCH,
+    EPOLL_EVENT_DATA,
+    EPOLL_EVENT_SIZE,
+    EVENT_BACKEND,
+    EVENT_CONTROL,
+    WORK_RX_KICK,
+    WORK_RX_NET,
+    WORK_TX_KICK,
+    WORK_TX_NET,
+)
+from .rx import handle_rx
+from .tx import handle_tx
+from .work import work_queue, work_take
+
+Record = Any
+EINTR = errno.EINTR
+EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP = 1, 4, 8, 16
+
+
+@helper
+def _kicked(worker: Record, vq: Record, item: int, events_hva: int) -> None:
+    """A kick arrived: count it, empty it if it is a pipe, queue the handler."""
+    vq["kicks"] += 1
+    if vq["kick_is_pipe"]:
+        read(int(vq["kick_fd"]), events_hva, EPOLL_BATCH * EPOLL_EVENT_SIZE)
+    work_queue(worker, item)
+
+
+@helper
+def poll_wait(
+    worker: Record, rx: Record, tx: Record, rx_bk: Record, tx_bk: Record, timeout_ms: int
+) -> int:
+    """Wait for edges and queue their work; 1 if control wants us to stop, else 0 or -errno."""
+    events_hva = int(worker["events_hva"])
+    n = epoll_wait(int(worker["epfd"]), events_hva, EPOLL_BATCH, timeout_ms)
+    if n < 0:
+        return 0 if n == -EINTR else n
+    stop = 0
+    rx_kick = False
+    tx_kick = False
+    for i in range(n):
+        at = events_hva + i * EPOLL_EVENT_SIZE
+        source = load_relaxed_i64(at + EPOLL_EVENT_DATA)
+        if source == WORK_RX_KICK:
+            rx_kick = True
+        elif source == WORK_TX_KICK:
+            tx_kick = True
+        elif source == EVENT_BACKEND:
+            events = load_relaxed_i32(at)
+            readable = events & (EPOLLIN | EPOLLERR | EPOLLHUP) != 0
+            writable = events & (EPOLLOUT | EPOLLERR) != 0
+            backend_ready(rx_bk, readable, False)
+            backend_ready(tx_bk, False, writable)
+            if readable:
+                work_queue(worker, WORK_RX_NET)
+            if writable:
+                work_queue(worker, WORK_TX_NET)
+        elif source == EVENT_CONTROL:
+            stop = 1
+    # after the loop: reading a pipe borrows the events' memory
+    if rx_kick:
+        _kicked(worker, rx, WORK_RX_KICK, events_hva)
+    if tx_kick:
+        _kicked(worker, tx, WORK_TX_KICK, events_hva)
+    return stop
+
+
+@kernel
+def vhost_worker(
+    worker_array: Any,
+    rx_array: Any,
+    tx_array: Any,
+    mem: Any,
+    rx_bk_array: Any,
+    tx_bk_array: Any,
+    iov: Any,
+    heads: Any,
+) -> int:
+    """Serve one queue pair until control asks to stop or Python has something to say.
+
+    Args:
+        worker_array: WORKER[1].
+        rx_array, tx_array: a vring record [1] each, of one dtype.
+        mem: region table.
+        rx_bk_array, tx_bk_array: a backend record [1] each, of one dtype.
+        iov: IOVEC[2 * UIO_MAXIOV + 1], scratch.
+        heads: RX_HEAD[UIO_MAXIOV], scratch.
+
+    Returns:
+        codes.WORKER_*, or -errno of epoll_wait.
+
+    Source: Linux vhost_worker() and the four handlers of drivers/vhost/net.c.
+    """
+    worker = worker_array[0]
+    rx = rx_array[0]
+    tx = tx_array[0]
+    rx_bk = rx_bk_array[0]
+    tx_bk = tx_bk_array[0]
+    while True:
+        stop = poll_wait(worker, rx, tx, rx_bk, tx_bk, 0 if int(worker["n_work"]) > 0 else -1)
+        if stop != 0:
+            return WORKER_STOPPED if stop > 0 else stop
+        worker["wakeups"] += 1
+        for _ in range(int(worker["n_work"])):
+            item = work_take(worker)
+            worker["runs"] += 1
+            result = HANDLED
+            if item == WORK_RX_KICK or item == WORK_RX_NET:  # handle_rx_kick, handle_rx_net
+                if rx["active"]:
+                    result = handle_rx(worker, rx, mem, rx_bk, iov, heads)
+                if result != HANDLED:
+                    return (
+                        WORKER_BACKEND_GONE if result == HANDLED_BACKEND_GONE else WORKER_RX_ERROR
+                    )
+            else:  # handle_tx_kick, handle_tx_net
+                if tx["active"]:
+                    result = handle_tx(worker, tx, mem, tx_bk, iov)
+                    if backend_turns(rx_bk):
+                        work_queue(worker, WORK_RX_NET)
+                if result != HANDLED:
+                    return (
+                        WORKER_BACKEND_GONE if result == HANDLED_BACKEND_GONE else WORKER_TX_ERROR
+                    )
