@@ -1,0 +1,88 @@
+"""Backends that are only memory: a sink, a generator, a loop.  For tests and benchmarks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vhostnet.datapath.layout import GEN, HOLD_SIZE, LOOP, NULL
+from vhostnet.uapi.virtio import VIRTIO_NET_F_MRG_RXBUF, VNET_HDR_MRG_LEN, mask
+
+from .backend import Backend, BackendQueue
+
+_SINK_SIZE = 256 * 1024
+_FIFO_SIZE = 4 * 1024 * 1024
+#: A locally administered source, the broadcast address and an experimental ethertype.
+_GEN_ETHERNET = b"\xff" * 6 + b"\x02\x00\x00\x76\x68\x6e" + b"\x88\xb5"
+
+
+class NullBackend(Backend):
+    """Takes every packet into memory of its own, whole."""
+
+    kind = "null"
+    features = mask(VIRTIO_NET_F_MRG_RXBUF)
+
+    def __init__(self, queue_pairs: int) -> None:
+        queues = []
+        for _ in range(queue_pairs):
+            sink = np.zeros(_SINK_SIZE, np.uint8)
+            record = np.zeros(1, NULL)
+            record[0]["sink_hva"] = sink.ctypes.data
+            record[0]["sink_size"] = _SINK_SIZE
+            queues.append(BackendQueue(record, keep=[sink]))
+        super().__init__(queues)
+
+
+class GenBackend(Backend):
+    """Sends the guest frames of one size for ever.
+
+    Args:
+        size: bytes of a frame, Ethernet header included, without checksum.
+    """
+
+    kind = "gen"
+    features = mask(VIRTIO_NET_F_MRG_RXBUF)
+
+    def __init__(self, queue_pairs: int, size: int) -> None:
+        queues = []
+        for _ in range(queue_pairs):
+            frame = np.zeros(VNET_HDR_MRG_LEN + size, np.uint8)
+            payload = (_GEN_ETHERNET + bytes(i & 0xFF for i in range(max(size - 14, 0))))[:size]
+            frame[VNET_HDR_MRG_LEN:] = np.frombuffer(payload, np.uint8)
+            sink = np.zeros(HOLD_SIZE, np.uint8)
+            record: Any = np.zeros(1, GEN)
+            record[0]["frame_hva"] = frame.ctypes.data + VNET_HDR_MRG_LEN
+            record[0]["frame_len"] = size
+            record[0]["gen_hdr_len"] = VNET_HDR_MRG_LEN
+            record[0]["gen_sink_hva"] = sink.ctypes.data
+            record[0]["gen_sink_size"] = HOLD_SIZE
+            queues.append(BackendQueue(record, keep=[frame, sink]))
+        super().__init__(queues)
+
+    def negotiate(self, hdr_len: int, features: int) -> None:  # noqa: ARG002
+        for queue in self.queues:
+            queue.record[0]["gen_hdr_len"] = hdr_len
+
+
+class LoopBackend(Backend):
+    """What the guest sends comes back to it."""
+
+    kind = "loop"
+    features = mask(VIRTIO_NET_F_MRG_RXBUF)
+
+    def __init__(self, queue_pairs: int) -> None:
+        queues = []
+        for _ in range(queue_pairs):
+            fifo = np.zeros(_FIFO_SIZE, np.uint8)
+            record = np.zeros(1, LOOP)
+            record[0]["fifo_hva"] = fifo.ctypes.data
+            record[0]["fifo_size"] = _FIFO_SIZE
+            queues.append(BackendQueue(record, keep=[fifo]))
+        super().__init__(queues)
+
+    def discard_pending(self) -> int:
+        """Empty the loops; what they hold is one driver's own and not counted as packets."""
+        for queue in self.queues:
+            queue.record[0]["head"] = queue.record[0]["tail"] = 0
+        return 0

@@ -1,0 +1,305 @@
+"""One open instance of the driver: two virtqueues, one backend queue each, one worker.
+
+Its methods are the driver's verbs, with Linux's preconditions; a door maps its messages or
+ioctls to them and turns PeerError into its own answer.  Every verb that changes what the
+worker can see parks it first, so on return nothing of before is still running.
+
+Where the parts of Linux's driver are:
+    the two virtqueues                      `rx`, `tx` (vring.py)
+    handle_rx_kick, handle_tx_kick,
+    handle_rx_net, handle_tx_net            work items of datapath/worker_loop.py
+    vhost_poll, vhost_work, worker thread   worker.py, datapath/work.py
+    owner, SET_OWNER                        `set_owner`
+    the socket of SET_BACKEND               backends/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import select
+
+import numpy as np
+
+from vhostnet.backends.backend import BackendQueue
+from vhostnet.datapath.codes import (
+    RING_ERRORS,
+    WORKER_BACKEND_GONE,
+    WORKER_RX_ERROR,
+    WORKER_TX_ERROR,
+)
+from vhostnet.datapath.layout import (
+    EVENT_BACKEND,
+    IOVEC,
+    RX_HEAD,
+    UIO_MAXIOV,
+    WORK_RX_KICK,
+    WORK_RX_NET,
+    WORK_TX_KICK,
+    WORK_TX_NET,
+)
+from vhostnet.datapath.work import work_queue
+from vhostnet.datapath.worker_loop import vhost_worker
+from vhostnet.errors import PeerError
+
+from .memory import MemoryTable
+from .vring import Vring, VringAddresses
+from .worker import Worker
+
+log = logging.getLogger("vhostnet.device")
+
+VHOST_NET_VQ_RX = 0
+VHOST_NET_VQ_TX = 1
+_KICK_WORK = (WORK_RX_KICK, WORK_TX_KICK)
+_NET_WORK = (WORK_RX_NET, WORK_TX_NET)
+_DIRECTION = ("rx", "tx")
+
+
+class VhostNet:
+    """One queue pair of a card, and its worker.
+
+    Args:
+        name: what log lines call it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.rx = Vring(VHOST_NET_VQ_RX)
+        self.tx = Vring(VHOST_NET_VQ_TX)
+        self.vqs = (self.rx, self.tx)
+        self.features = 0
+        self.memory = MemoryTable()
+        self.worker: Worker | None = None
+        self._backends: list[BackendQueue | None] = [None, None]
+        self._iov = np.zeros(2 * UIO_MAXIOV + 1, IOVEC)
+        self._heads = np.zeros(UIO_MAXIOV, RX_HEAD)
+        self._gone_logged = False
+
+    # --- owner ------------------------------------------------------------------------
+
+    def set_owner(self, pid: int) -> None:
+        """Take an owner and create the worker `vhost-<pid>`; PeerError EBUSY if there is one."""
+        if self.worker is not None:
+            raise PeerError(f"{self.name}: has an owner already", errno.EBUSY)
+        self.worker = Worker(f"vhost-{pid}", self._run, self._on_event)
+        self.worker.start()
+
+    def reset_owner(self) -> None:
+        """Stop both rings, drop every descriptor and the memory, end the worker."""
+        if self.worker is not None:
+            for index in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):
+                self.set_backend(index, None)
+                self.set_vring_kick(index, -1)
+                self.set_vring_call(index, -1)
+                self.set_vring_err(index, -1)
+            self.worker.stop()
+            self.worker = None
+        for ring in self.vqs:
+            for name in ("kick_fd", "call_fd", "err_fd"):
+                _close(ring.take_fd(name))
+            ring.reset()
+        self.features = 0
+        self.memory = MemoryTable()
+        self._gone_logged = False
+
+    def quiesced(self) -> contextlib.AbstractContextManager[None]:
+        """Keep the worker parked for the length of a `with` block."""
+        return contextlib.nullcontext() if self.worker is None else self.worker.quiesced()
+
+    # --- what the rings are made of ---------------------------------------------------
+
+    def set_features(self, features: int) -> None:
+        """Store the acked set; header lengths change at once, as in Linux."""
+        with self.quiesced():
+            self.features = features
+            for ring in self.vqs:
+                ring.set_features(features)
+
+    def set_mem_table(self, memory: MemoryTable) -> None:
+        """Use *memory* from now on; active rings must lie in it (PeerError EFAULT)."""
+        with self.quiesced():
+            for ring in self.vqs:
+                if ring.active and not ring.place(memory):
+                    for placed in self.vqs:
+                        placed.place(self.memory)
+                    raise PeerError(
+                        f"{self.name}: the new memory table does not hold the running "
+                        f"{_DIRECTION[ring.index]} ring",
+                        errno.EFAULT,
+                    )
+            self.memory = memory
+
+    def set_vring_num(self, index: int, num: int) -> None:
+        """Ring size in entries; see Vring.set_num."""
+        self.vqs[index].set_num(num)
+
+    def set_vring_base(self, index: int, base: int) -> None:
+        """Next avail index; see Vring.set_base."""
+        self.vqs[index].set_base(base)
+
+    def get_vring_base(self, index: int) -> int:
+        """Next avail index; legal while running, final once the backend is detached."""
+        with self.quiesced():
+            return self.vqs[index].get_base()
+
+    def set_vring_addr(self, index: int, addresses: VringAddresses) -> None:
+        """Where the ring lies (uva); on an active ring it must translate (PeerError EINVAL)."""
+        with self.quiesced():
+            ring = self.vqs[index]
+            old = ring.addresses
+            ring.set_addresses(addresses)
+            if ring.active and not ring.place(self.memory):
+                ring.addresses = old
+                raise PeerError(f"ring {index}: the new addresses are in no region")
+
+    # --- descriptors: all of these own *fd* from the call on --------------------------
+
+    def set_vring_kick(self, index: int, fd: int) -> None:
+        """Poll *fd* (-1: none) from now on; already signalled means handled at once."""
+        with self.quiesced():
+            ring = self.vqs[index]
+            old = ring.take_fd("kick_fd")
+            if old >= 0:
+                if self.worker is not None:
+                    self.worker.unwatch(old)
+                _close(old)
+            if fd < 0:
+                return
+            if self.worker is None:
+                _close(fd)
+                raise PeerError(f"{self.name}: has no owner", errno.EPERM)
+            try:
+                self.worker.watch(fd, select.EPOLLIN, _KICK_WORK[index])
+            except OSError as e:
+                _close(fd)
+                raise PeerError(f"ring {index}: the kick cannot be polled: {e.strerror}") from e
+            ring.vq["kick_fd"] = fd
+            ring.vq["kick_is_pipe"] = not _is_eventfd(fd)
+
+    def set_vring_call(self, index: int, fd: int) -> None:
+        """Signal *fd* (-1: none) from now on."""
+        self._swap_fd(index, "call_fd", fd)
+
+    def set_vring_err(self, index: int, fd: int) -> None:
+        """Report ring errors on *fd* (-1: none) from now on."""
+        self._swap_fd(index, "err_fd", fd)
+
+    def _swap_fd(self, index: int, name: str, fd: int) -> None:
+        with self.quiesced():
+            ring = self.vqs[index]
+            old = ring.take_fd(name)
+            ring.vq[name] = fd
+        _close(old)
+
+    # --- backend: what makes a ring run -----------------------------------------------
+
+    def set_backend(self, index: int, queue: BackendQueue | None) -> None:
+        """Attach a ring to a backend queue and start it, or stop it with None.
+
+        Starting: the ring must translate (PeerError EFAULT); its handler runs once without
+        a kick.  Stopping: on return every buffer taken is published, and nothing touches
+        the ring any more.  A packet that was read and not delivered stays with the queue.
+
+        Source: Linux vhost_net_set_backend().
+        """
+        ring = self.vqs[index]
+        old = self._backends[index]
+        if queue is None:
+            if old is None:
+                return
+            with self.quiesced():
+                ring.vq["active"] = 0
+                self._backends[index] = None
+                if self.worker is not None and old.poll_fd >= 0 and old not in self._backends:
+                    self.worker.unwatch(old.poll_fd)
+            return
+        if self.worker is None:
+            raise PeerError(f"{self.name}: has no owner", errno.EPERM)
+        with self.quiesced():
+            other = self._backends[1 - index]
+            if other is not None and other.record.dtype != queue.record.dtype:
+                raise PeerError(f"{self.name}: both rings need backends of one kind")
+            if not ring.place(self.memory):
+                raise PeerError(
+                    f"{self.name}: the {_DIRECTION[index]} ring is not in the guest's memory",
+                    errno.EFAULT,
+                )
+            if old is not None and old is not queue:
+                self.set_backend(index, None)
+            ring.init_access()
+            self._backends[index] = queue
+            if queue.poll_fd >= 0:
+                events = select.EPOLLIN | select.EPOLLOUT
+                arm = self.worker.rearm if other is queue or old is queue else self.worker.watch
+                arm(queue.poll_fd, events, EVENT_BACKEND)
+            work_queue(self.worker.record[0], _NET_WORK[index])
+
+    def set_discard(self, index: int, discard: bool) -> None:
+        """A ring that must move but may not send: its packets are taken and thrown away."""
+        with self.quiesced():
+            self.vqs[index].vq["discard"] = discard
+
+    def active(self, index: int) -> bool:
+        """Whether the ring has a backend."""
+        return self._backends[index] is not None
+
+    # --- the worker's side ------------------------------------------------------------
+
+    def _run(self) -> int | None:
+        """Enter the kernel once; None if no ring is active."""
+        worker = self.worker
+        rx_queue, tx_queue = self._backends
+        if rx_queue is None:
+            rx_queue = tx_queue
+        if tx_queue is None:
+            tx_queue = rx_queue
+        if worker is None or rx_queue is None or tx_queue is None:
+            return None
+        return vhost_worker(
+            worker.record,
+            self.rx.record,
+            self.tx.record,
+            self.memory.array,
+            rx_queue.record,
+            tx_queue.record,
+            self._iov,
+            self._heads,
+        )
+
+    def _on_event(self, code: int) -> None:
+        """Say what the kernel came back for; in the worker's thread."""
+        if code in (WORKER_RX_ERROR, WORKER_TX_ERROR):
+            ring = self.rx if code == WORKER_RX_ERROR else self.tx
+            error = int(ring.vq["last_error"])
+            log.warning(
+                "%s: %s ring is broken at avail index %d: %s; it is looked at again at the "
+                "next kick",
+                self.name,
+                _DIRECTION[ring.index],
+                ring.get_base(),
+                RING_ERRORS.get(error, str(error)),
+            )
+        elif code == WORKER_BACKEND_GONE:
+            if not self._gone_logged:
+                self._gone_logged = True
+                log.error("%s: the TAP was deleted; packets are dropped", self.name)
+        else:
+            log.error("%s: epoll_wait: %s", self.name, os.strerror(-code))
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """Counters of both rings."""
+        return {"rx": self.rx.counters(), "tx": self.tx.counters()}
+
+
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)
+
+
+def _is_eventfd(fd: int) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == "anon_inode:[eventfd]"
+    except OSError:
+        return False

@@ -1,0 +1,184 @@
+"""One virtqueue as control sees it: addresses, descriptors, position.
+
+The record is what kernels see.  Methods here only change it; that the worker is parked
+meanwhile is the caller's duty (`vhost_net.VhostNet`).
+
+States of a ring:
+
+STOPPED   no backend
+    Operations:  num, base, addresses, descriptors may be set in any order
+    Caveats:     its memory is not touched, whatever is in its addresses
+ACTIVE    has a backend
+    Operations:  kick, call and err descriptors may be swapped; base may be read
+    Caveats:     num and base are refused (EBUSY); its memory must stay mapped
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vhostnet.datapath.layout import COUNTERS, SPLIT_VRING
+from vhostnet.errors import PeerError
+from vhostnet.native.ordering import load_acquire_u16, smp_mb, store_relaxed_u16
+from vhostnet.uapi.virtio import (
+    VIRTIO_F_NOTIFY_ON_EMPTY,
+    VIRTIO_F_VERSION_1,
+    VIRTIO_NET_F_MRG_RXBUF,
+    VIRTIO_RING_F_EVENT_IDX,
+    VNET_HDR_LEN,
+    VNET_HDR_MRG_LEN,
+    VRING_DESC_SIZE,
+    VRING_NUM_MAX,
+    VRING_USED_ELEM_SIZE,
+    VRING_USED_FLAGS,
+    VRING_USED_IDX,
+)
+
+from .memory import MemoryTable
+
+
+@dataclass(frozen=True, slots=True)
+class VringAddresses:
+    """Where the three parts lie, as the front-end sees them (uva)."""
+
+    desc_uva: int
+    avail_uva: int
+    used_uva: int
+
+
+class Vring:
+    """A virtqueue of one instance; `index` is 0 for RX (to the guest), 1 for TX."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.record: Any = np.zeros(1, SPLIT_VRING)
+        self._one = np.ones(1, np.uint64)
+        self._desc_copy = np.zeros(VRING_DESC_SIZE, np.uint8)
+        self.addresses: VringAddresses | None = None
+        self.reset()
+
+    @property
+    def vq(self) -> Any:
+        """The one record, for reading and writing fields."""
+        return self.record[0]
+
+    @property
+    def num(self) -> int:
+        return int(self.vq["split_num"])
+
+    @property
+    def active(self) -> bool:
+        return bool(self.vq["active"])
+
+    def reset(self) -> None:
+        """Linux vhost_vq_reset(): as after open.  Descriptors must have been taken out."""
+        self.record[0] = 0
+        vq = self.vq
+        vq["split_num"] = 1
+        vq["kick_fd"] = vq["call_fd"] = vq["err_fd"] = -1
+        vq["one_hva"] = self._one.ctypes.data
+        vq["desc_copy_hva"] = self._desc_copy.ctypes.data
+        self.addresses = None
+
+    def set_features(self, features: int) -> None:
+        """Derive what the data path needs from the acked features (Linux 4.1 header rules)."""
+        vq = self.vq
+        mergeable = bool(features >> VIRTIO_NET_F_MRG_RXBUF & 1)
+        modern = bool(features >> VIRTIO_F_VERSION_1 & 1)
+        vq["hdr_len"] = VNET_HDR_MRG_LEN if mergeable or modern else VNET_HDR_LEN
+        vq["mergeable"] = mergeable
+        vq["set_num_buffers"] = mergeable or modern
+        vq["event_idx"] = features >> VIRTIO_RING_F_EVENT_IDX & 1
+        vq["notify_on_empty"] = features >> VIRTIO_F_NOTIFY_ON_EMPTY & 1
+
+    def set_num(self, num: int) -> None:
+        """Entries; raises PeerError EBUSY while active, EINVAL for a bad size."""
+        if self.active:
+            raise PeerError(f"ring {self.index}: its size cannot change while it runs", errno.EBUSY)
+        if num < 1 or num > VRING_NUM_MAX or num & (num - 1):
+            raise PeerError(f"ring {self.index}: size {num} is not a power of two up to 32768")
+        self.vq["split_num"] = num
+
+    def set_base(self, base: int) -> None:
+        """Next avail entry to take; raises PeerError EBUSY while active, EINVAL above 0xffff."""
+        if self.active:
+            raise PeerError(f"ring {self.index}: its base cannot change while it runs", errno.EBUSY)
+        if base > 0xFFFF:
+            raise PeerError(f"ring {self.index}: base {base:#x} is beyond 0xffff")
+        self.vq["last_avail_idx"] = base
+        self.vq["avail_idx"] = base
+
+    def get_base(self) -> int:
+        return int(self.vq["last_avail_idx"])
+
+    def set_addresses(self, addresses: VringAddresses) -> None:
+        """Remember where the parts lie; raises PeerError EINVAL for a bad alignment."""
+        if addresses.avail_uva % 2 or addresses.used_uva % 4:
+            raise PeerError(
+                f"ring {self.index}: avail {addresses.avail_uva:#x} must be 2-aligned, "
+                f"used {addresses.used_uva:#x} 4-aligned"
+            )
+        self.addresses = addresses
+
+    def place(self, memory: MemoryTable) -> bool:
+        """Find the three parts in our address space; False if one is not all in one region."""
+        if self.addresses is None:
+            return False
+        num = self.num
+        # avail and used end with the event words, acked or not: the spec reserves them
+        desc_hva = memory.uva_to_hva(self.addresses.desc_uva, num * VRING_DESC_SIZE)
+        avail_hva = memory.uva_to_hva(self.addresses.avail_uva, 6 + 2 * num)
+        used_hva = memory.uva_to_hva(self.addresses.used_uva, 6 + VRING_USED_ELEM_SIZE * num)
+        if desc_hva is None or avail_hva is None or used_hva is None:
+            return False
+        if avail_hva % 2 or used_hva % 4:  # a region that starts at an odd place
+            return False
+        vq = self.vq
+        vq["desc_hva"], vq["avail_hva"], vq["used_hva"] = desc_hva, avail_hva, used_hva
+        vq["last_region"] = 0
+        return True
+
+    def read_used_idx(self) -> int:
+        """used->idx as it stands in the guest's memory; the ring must be placed."""
+        return load_acquire_u16(int(self.vq["used_hva"]) + VRING_USED_IDX)
+
+    def init_access(self) -> None:
+        """Start with what memory says (Linux vhost_vq_init_access()); must be placed.
+
+        used->flags is ours and written at once; used->idx is taken from memory, which is how
+        a stopped ring goes on; the next signal is unconditional.
+        """
+        vq = self.vq
+        vq["used_flags"] = 0
+        store_relaxed_u16(int(vq["used_hva"]) + VRING_USED_FLAGS, 0)
+        smp_mb()
+        vq["last_used_idx"] = self.read_used_idx()
+        vq["done_idx"] = 0
+        vq["signalled_used"] = vq["last_used_idx"]
+        vq["signalled_used_valid"] = 0
+        vq["avail_idx"] = vq["last_avail_idx"]
+        vq["last_error"] = 0
+        vq["active"] = 1
+
+    def signal(self) -> None:
+        """Write the call descriptor once, whatever the driver asked for."""
+        fd = int(self.vq["call_fd"])
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # full means signalled
+                os.write(fd, self._one.tobytes())
+
+    def take_fd(self, name: str) -> int:
+        """Remove one of kick_fd, call_fd, err_fd from the ring and return it (-1 = none)."""
+        fd = int(self.vq[name])
+        self.vq[name] = -1
+        return fd
+
+    def counters(self) -> dict[str, int]:
+        """The ring's counters by name."""
+        return {name: int(self.vq[name]) for name in COUNTERS}

@@ -1,0 +1,172 @@
+"""One thread that runs an instance's compiled loop, and how control stops the world for it.
+
+Theory of operation
+-------------------
+The thread is in one of two states:
+
+RUNNING   inside the compiled kernel, without the GIL
+    Operations:  packets move; control may only call `quiesced`
+    Caveats:     rings, backend records, memory tables and descriptors belong to the kernel
+PARKED    waiting on the condition, in Python
+    Operations:  control changes whatever it likes
+    Caveats:     whoever parked it must resume it; `quiesced` nests
+
+`quiesced` writes the control eventfd, which the kernel's epoll set watches, and waits until
+the thread is parked.  Control therefore never shares a word with a running kernel, and every
+verb has Linux's flush built in: on return, nothing that ran before it is still running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from vhostnet.datapath.codes import WORKER_STOPPED
+from vhostnet.datapath.layout import EPOLL_BATCH, EPOLL_EVENT, EVENT_CONTROL, WORKER
+
+log = logging.getLogger("vhostnet.worker")
+_PR_SET_NAME = 15
+_libc = ctypes.CDLL(None)
+
+
+class Worker:
+    """The worker thread of one instance.
+
+    Args:
+        name: thread name, `vhost-<pid of the owner>` as in Linux (15 bytes are shown).
+        run: calls the kernel once and returns its code; None means there is nothing to do.
+        on_event: told every code that is not WORKER_STOPPED, in the worker's thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[], int | None],
+        on_event: Callable[[int], None],
+    ) -> None:
+        self.name = name
+        self.record = np.zeros(1, WORKER)
+        self._events = np.zeros(EPOLL_BATCH, EPOLL_EVENT)
+        self._run = run
+        self._on_event = on_event
+        self._epoll = select.epoll()
+        self._control = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._state = threading.Condition()
+        self._holds = 0
+        self._parked = False
+        self._generation = 0
+        self._ending = False
+        self.record[0]["epfd"] = self._epoll.fileno()
+        self.record[0]["events_hva"] = self._events.ctypes.data
+        self._register(self._control, select.EPOLLIN, EVENT_CONTROL)
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Create the thread."""
+        self._thread.start()
+
+    def _register(self, fd: int, events: int, source: int) -> None:
+        # select.epoll stores the descriptor as the event's data; ours is the work item.
+        _epoll_ctl(self._epoll.fileno(), _EPOLL_CTL_ADD, fd, events, source)
+
+    def watch(self, fd: int, events: int, source: int) -> None:
+        """Start polling *fd*, edge-triggered; ready already means an event at once."""
+        self._register(fd, events | select.EPOLLET, source)
+
+    def rearm(self, fd: int, events: int, source: int) -> None:
+        """Report *fd* again if it is ready now."""
+        _epoll_ctl(self._epoll.fileno(), _EPOLL_CTL_MOD, fd, events | select.EPOLLET, source)
+
+    def unwatch(self, fd: int) -> None:
+        """Stop polling *fd*; it must still be open."""
+        with contextlib.suppress(FileNotFoundError):
+            self._epoll.unregister(fd)
+
+    @contextlib.contextmanager
+    def quiesced(self) -> Iterator[None]:
+        """Keep the thread parked for the length of the block; may nest."""
+        self._hold()
+        try:
+            yield
+        finally:
+            self._release()
+
+    def _hold(self) -> None:
+        with self._state:
+            self._holds += 1
+            if self._thread.is_alive() and not self._parked:
+                os.eventfd_write(self._control, 1)
+                self._state.wait_for(lambda: self._parked)
+
+    def _release(self) -> None:
+        with self._state:
+            self._holds -= 1
+            if self._holds == 0:
+                self._generation += 1
+                self._state.notify_all()
+
+    def stop(self) -> None:
+        """End the thread and close what is ours; nothing may be watched any more."""
+        with self._state:
+            self._ending = True
+            os.eventfd_write(self._control, 1)
+            self._state.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._epoll.close()
+        os.close(self._control)
+
+    def _main(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        _libc.prctl(_PR_SET_NAME, self.name.encode()[:15], 0, 0, 0)
+        idle = False
+        while self._wait_for_turn(idle):
+            try:
+                code = self._run()
+            except Exception:
+                log.exception("%s: the data path raised; it waits for control", self.name)
+                code = None
+            idle = code is None
+            if code is not None and code != WORKER_STOPPED:
+                self._on_event(code)
+
+    def _wait_for_turn(self, idle: bool) -> bool:
+        """Park while held or, if there was nothing to do, until control has changed something.
+
+        Only this thread writes `_parked`: a hold that follows a release at once finds it
+        still true and is right to.  Returns False at the end.
+        """
+        with self._state:
+            generation = self._generation
+            while not self._ending and (
+                self._holds > 0 or (idle and generation == self._generation)
+            ):
+                self._parked = True
+                self._state.notify_all()
+                self._state.wait()
+            self._parked = False
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._control)
+            return not self._ending
+
+
+_EPOLL_CTL_ADD = 1
+_EPOLL_CTL_MOD = 3
+
+
+def _epoll_ctl(epfd: int, operation: int, fd: int, events: int, source: int) -> None:
+    event = np.zeros(1, EPOLL_EVENT)
+    event[0]["events"] = events & 0xFFFFFFFF
+    event[0]["data"] = source
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.epoll_ctl(epfd, operation, fd, ctypes.c_void_p(event.ctypes.data)) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"epoll_ctl: {os.strerror(number)}")
