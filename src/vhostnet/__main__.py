@@ -1,0 +1,7 @@
+"""`python -m vhostnet`."""
+
+import sys
+
+from vhostnet.cli.main import main
+
+sys.exit(main())

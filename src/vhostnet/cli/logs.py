@@ -1,0 +1,61 @@
+"""Log lines on stderr: one event, one line (a bug's traceback excepted), in three forms."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+LEVELS = {
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+
+
+class _Text(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("vhostnet: %(message)s")
+
+
+class _Fields(logging.Formatter):
+    """Base of the forms for machines: time in UTC, level, message, traceback if there is one."""
+
+    def fields(self, record: logging.LogRecord) -> dict[str, str]:
+        seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        fields = {
+            "time": f"{seconds}.{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "msg": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["traceback"] = self.formatException(record.exc_info)
+        return fields
+
+
+class _Json(_Fields):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(self.fields(record))
+
+
+class _Logfmt(_Fields):
+    def format(self, record: logging.LogRecord) -> str:
+        return " ".join(f"{key}={_quoted(text)}" for key, text in self.fields(record).items())
+
+
+def _quoted(text: str) -> str:
+    # A JSON string is a valid logfmt value, and keeps a traceback on one line.
+    return json.dumps(text) if not text or any(c in text for c in ' "=\n') else text
+
+
+FORMATS: dict[str, type[logging.Formatter]] = {"text": _Text, "logfmt": _Logfmt, "json": _Json}
+
+
+def set_up(level: str, form: str) -> None:
+    """Send this program's log to stderr; other packages' (numba's is long) stays off."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(FORMATS[form]())
+    logger = logging.getLogger("vhostnet")
+    logger.handlers[:] = [handler]
+    logger.setLevel(LEVELS[level])

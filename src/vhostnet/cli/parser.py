@@ -1,0 +1,57 @@
+"""argparse that answers a mistake with one line and what would have been right."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NoReturn
+
+from vhostnet.errors import UsageError
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A suggestion to append to an error message: " (did you mean X?)", or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that raises UsageError, one line, instead of printing its usage.
+
+    Options can not be shortened: a script that says --socket would break on the day when a
+    second option begins so.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "))
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse all of `words`, or raise UsageError."""
+        # An option that does not exist is what people most often get wrong.  It is looked for
+        # first, since argparse would rather complain about the value that follows it.
+        for word in words:
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in self._option_string_actions and name != "--":
+                suggestion = nearest(name, self._option_string_actions)
+                raise UsageError(f"there is no option {name}{suggestion}")
+        arguments, unknown = self.parse_known_args(words)
+        if unknown:
+            raise UsageError(f"what is {unknown[0]!r} for? (see {self.prog} --help)")
+        return arguments
+
+
+def number_within(low: int, high: int) -> Callable[[str], int]:
+    """A converter for argparse: a decimal number from `low` to `high`."""
+
+    def convert(text: str) -> int:
+        # int() would also take " 1_0", which nobody means.
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low} to {high}")
+        return int(text)
+
+    return convert

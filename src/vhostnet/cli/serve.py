@@ -1,0 +1,218 @@
+"""`vhostnet serve`: network cards for virtual machines, over vhost-user.
+
+Not here: anything that runs after the options are understood (see
+`vhostnet.frontdoors.vhost_user_daemon`).  What imports numba is imported in functions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from types import FrameType
+
+from vhostnet.backends import BACKEND_SPECS, backend_kind
+from vhostnet.cli import logs
+from vhostnet.cli.device_options import MAX_QUEUE_PAIRS, devices_of
+from vhostnet.cli.parser import number_within
+from vhostnet.cli.readiness import check_ready_fd, tell_ready
+from vhostnet.errors import EXIT_OK, UsageError
+from vhostnet.frontdoors.event_loop import Loop
+from vhostnet.frontdoors.listening_socket import group_id
+from vhostnet.frontdoors.vhost_user_daemon import (
+    DaemonOptions,
+    DeviceOptions,
+    check_sockets,
+    serve,
+)
+
+logger = logging.getLogger("vhostnet")
+
+# Alone, the socket is for us; with --socket-group, for that group too.
+SOCKET_MODE, SOCKET_MODE_WITH_GROUP = 0o600, 0o660
+
+MAX_FD = 2**31 - 1
+
+DESCRIPTION = "Be the host half of virtio network cards, for QEMU and others over vhost-user."
+
+EPILOG = """\
+backends:
+  tap:NAME      the TAP interface NAME, made if it does not exist and we may
+  tap-fd:N      a TAP that our parent opened, as descriptor N (N+N for two queue pairs)
+  null          takes every packet and drops it; sends none
+  loop          sends every packet back to the guest
+  gen:size=N    sends packets of N bytes as fast as the guest takes them
+
+examples:
+  vhostnet serve --socket-path /run/vm1.sock --backend tap:tap0
+  vhostnet serve --socket-path /run/vm1.sock --backend tap:tap0 --queue-pairs 4 \\
+                 --socket-group kvm
+  vhostnet serve --device socket=/run/a.sock,backend=tap:tap0,queue-pairs=2 \\
+                 --device socket=/run/b.sock,backend=gen:size=64,client=on
+
+  qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on \\
+      -machine q35,memory-backend=mem -chardev socket,id=c0,path=/run/vm1.sock,reconnect=1 \\
+      -netdev vhost-user,id=n0,chardev=c0 -device virtio-net-pci,netdev=n0 ...
+
+exit status:
+  0  ended by SIGTERM or SIGINT, or (--one-off, --fd) the front-end went away
+  2  the options make no sense   4  this host refused (TAP, socket, permission)
+  5  (--one-off, --fd) the front-end broke the protocol   70  a bug in vhostnet
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `vhostnet serve`."""
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    where = parser.add_argument_group("where the front-end (QEMU) is")
+    where.add_argument("--socket-path", metavar="PATH", help="unix socket to listen on")
+    where.add_argument(
+        "--client",
+        action="store_true",
+        help="connect to --socket-path instead (QEMU: server=on), and again when it is lost",
+    )
+    where.add_argument(
+        "--fd",
+        metavar="N",
+        type=number_within(0, MAX_FD),
+        help="inherited descriptor of a connected socket; its end is the daemon's end",
+    )
+    where.add_argument(
+        "--socket-mode",
+        metavar="OCTAL",
+        type=_octal_mode,
+        help="permissions of the socket (default: 600, with --socket-group 660)",
+    )
+    where.add_argument("--socket-group", metavar="GROUP", help="group of the socket")
+    what = parser.add_argument_group("what it is connected to")
+    what.add_argument(
+        "--backend", metavar="BACKEND", help=f"one of {', '.join(BACKEND_SPECS.values())}"
+    )
+    what.add_argument(
+        "--queue-pairs",
+        metavar="N",
+        type=number_within(1, MAX_QUEUE_PAIRS),
+        help=f"receive and transmit queues, 1 to {MAX_QUEUE_PAIRS} of each (default: 1)",
+    )
+    what.add_argument(
+        "--fill-checksums",
+        action="store_true",
+        help="compute the checksums that the sender left to the card, for guests or networks "
+        "that take such packets for broken",
+    )
+    what.add_argument(
+        "--device",
+        metavar="KEY=VALUE,...",
+        action="append",
+        help="several devices in one daemon, instead of the options above: socket=PATH, "
+        "backend=BACKEND, queue-pairs=N, client=on, fill-checksums=on; "
+        "a comma within a value is written twice",
+    )
+    how = parser.add_argument_group("how the daemon behaves (it stays in the foreground)")
+    how.add_argument(
+        "--one-off", action="store_true", help="end when each device has served one front-end"
+    )
+    how.add_argument(
+        "--ready-fd",
+        metavar="N",
+        type=number_within(0, MAX_FD),
+        help='descriptor to write "READY=1" to, and close, when front-ends may connect',
+    )
+    how.add_argument("--log-level", choices=tuple(logs.LEVELS), default="info")
+    how.add_argument("--log-format", choices=tuple(logs.FORMATS), default="text")
+    how.add_argument(
+        "--print-capabilities",
+        action="store_true",
+        help="print what this program can do, as JSON, and exit; all else is ignored",
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the daemon; returns its exit status."""
+    logs.set_up(args.log_level, args.log_format)
+    options = _daemon_options(args)
+    check_ready_fd(args.ready_fd)
+    check_sockets(options)
+    with _leaving_at_once():
+        from vhostnet.backends import open_backend
+        from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
+
+        # Backends before the compiler: a TAP that may not be opened is told within a second.
+        backends = [
+            open_backend(device.backend, device.queue_pairs, device.fill_checksums)
+            for device in options.devices
+        ]
+        _warm(options.devices)
+        with contextlib.closing(Loop()) as loop:
+            devices = [
+                VhostUserDevice(
+                    backend,
+                    queue_pairs=wanted.queue_pairs,
+                    name=f"dev{number}",
+                    call_later=loop.call_later,
+                )
+                for number, (backend, wanted) in enumerate(
+                    zip(backends, options.devices, strict=True)
+                )
+            ]
+            return serve(loop, options, devices, lambda: tell_ready(args.ready_fd))
+
+
+def _daemon_options(args: argparse.Namespace) -> DaemonOptions:
+    devices = devices_of(args)
+    gid = None
+    mode = SOCKET_MODE
+    if args.socket_group is not None:
+        try:
+            gid = group_id(args.socket_group)
+        except UsageError as error:
+            raise UsageError(f"--socket-group: {error}") from None
+        mode = SOCKET_MODE_WITH_GROUP
+    if args.socket_mode is not None:
+        mode = args.socket_mode
+    return DaemonOptions(devices, mode, gid, args.one_off)
+
+
+def _octal_mode(text: str) -> int:
+    try:
+        mode = int(text, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= 0o777:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode such as 660")
+    return mode
+
+
+def _warm(devices: Sequence[DeviceOptions]) -> None:
+    """Load the machine code that the devices need, compiling what is not there yet."""
+    from vhostnet.datapath import catalogue
+
+    kinds = sorted({backend_kind(device.backend) for device in devices})
+    names = sorted({name for kind in kinds for name in catalogue.kernels_for(kind)})
+    if not catalogue.is_warm(names):
+        logger.info("compiling the data path for %s (once; about 30 s)", ", ".join(kinds))
+    report = catalogue.warm(names, lambda _name, _seconds: None)
+    logger.info(
+        "data path ready: %d kernels compiled, %d loaded, %.1f s",
+        report.compiled,
+        report.loaded,
+        report.seconds,
+    )
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Until the loop handles them, SIGTERM and SIGINT end the daemon where it is, status 0.
+
+    There is no session yet, and compiling may take half a minute.
+    """
+
+    def leave(_signum: int, _frame: FrameType | None) -> None:
+        raise SystemExit(EXIT_OK)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    yield

@@ -1,0 +1,388 @@
+"""The device behind a vhost-user session: protocol verbs onto instances of the driver.
+
+One card is `queue_pairs` instances of VhostNet that share one memory table and one set of
+features.  A pair's worker thread exists from the pair's first start to the session's end.
+
+Not here: messages and replies (`protocol/`), sockets (`vhost_user_server`), when a ring runs
+(`vhost_user_rings`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+from vhostnet.backends.backend import Backend
+from vhostnet.device.memory import (
+    MemoryTable,
+    Region,
+    drop_unheld,
+    map_region,
+    same_region,
+)
+from vhostnet.device.vhost_net import VHOST_NET_VQ_RX, VhostNet
+from vhostnet.device.vring import VringAddresses
+from vhostnet.errors import HostError, PeerError
+from vhostnet.protocol.verbs import MemoryRegion, VringAddr
+from vhostnet.uapi.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
+from vhostnet.uapi.virtio import (
+    VIRTIO_F_ANY_LAYOUT,
+    VIRTIO_F_NOTIFY_ON_EMPTY,
+    VIRTIO_F_VERSION_1,
+    VIRTIO_NET_F_MQ,
+    VIRTIO_NET_F_MTU,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    VNET_HDR_LEN,
+    feature_names,
+    mask,
+)
+
+from .rarp import rarp_frame
+from .vhost_user_rings import VhostUserRing
+
+log = logging.getLogger("vhostnet.device")
+
+RING_FEATURES = mask(
+    VIRTIO_F_NOTIFY_ON_EMPTY,
+    VIRTIO_F_ANY_LAYOUT,
+    VIRTIO_RING_F_INDIRECT_DESC,
+    VIRTIO_RING_F_EVENT_IDX,
+    VIRTIO_F_VERSION_1,
+    VHOST_USER_F_PROTOCOL_FEATURES,
+)
+#: As libvhost-user; QEMU itself stops at 256 on x86.
+MAX_MEM_SLOTS = 509
+#: A short stop (a snapshot, a reset, a reload of the driver) does not flap the carrier.
+LINK_DOWN_DELAY_S = 1.0
+
+
+class Timer(Protocol):
+    """What `call_later` returns."""
+
+    def cancel(self) -> None: ...
+
+
+class VhostUserDevice:
+    """One card, for one front-end after the other.
+
+    Args:
+        backend: its network side, ours to close.
+        queue_pairs: RX/TX pairs, 1..127.
+        name: what log lines call it.
+        call_later: the control loop's timer, `(seconds, function) -> handle`.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        queue_pairs: int,
+        name: str,
+        call_later: Callable[[float, Callable[[], Any]], Timer],
+    ) -> None:
+        self.name = name
+        self.backend = backend
+        self.queue_pairs = queue_pairs
+        self.n_rings = 2 * queue_pairs
+        self.max_mem_slots = MAX_MEM_SLOTS
+        self.nets = [
+            VhostNet(name if queue_pairs == 1 else f"{name}.{pair}") for pair in range(queue_pairs)
+        ]
+        self.rings = [
+            VhostUserRing(index, self.nets[index // 2], index % 2, backend.queues[index // 2])
+            for index in range(self.n_rings)
+        ]
+        self._call_later = call_later
+        self._link_timer: Timer | None = None
+        self._session = False
+        self._owner_pid = 0
+        self._memory = MemoryTable()
+        self._features: int | None = None
+        self._status = 0
+
+    # --- sessions ---------------------------------------------------------------------
+
+    def open_session(self, pid: int | None) -> None:
+        """A front-end is here; what the network still holds for the last one is thrown away."""
+        self._session = True
+        self._owner_pid = pid or 0
+        self._discard_pending()
+
+    def close_session(self) -> None:
+        """The front-end is gone: free everything of it; may be called twice."""
+        if not self._session:
+            return
+        self._session = False
+        for ring in self.rings:
+            ring.started = False
+            ring.enabled = False
+        self._log_counters()
+        for net in self.nets:
+            net.reset_owner()
+        for ring in self.rings:
+            ring.sized = False
+            ring.unplaced_logged = False
+        self._memory.release()
+        self._memory = MemoryTable()
+        self._features = None
+        self._status = 0
+        self._set_link(False)
+        for pair in range(self.queue_pairs):
+            self.backend.attach_queue(pair, True)
+        self.backend.negotiate(VNET_HDR_LEN, 0)
+        self._discard_pending()
+
+    def close(self) -> None:
+        """The end of the daemon: end the session and give the backend back."""
+        self.close_session()
+        self.backend.close()
+
+    def _discard_pending(self) -> None:
+        dropped = self.backend.discard_pending()
+        if dropped:
+            log.info("%s: discarded %d packets meant for the last guest", self.name, dropped)
+
+    def _log_counters(self) -> None:
+        for net in self.nets:
+            for direction, counters in net.counters().items():
+                moved = {k: v for k, v in counters.items() if v}
+                if moved:
+                    text = " ".join(f"{k}={v}" for k, v in moved.items())
+                    log.info("%s: %s %s", net.name, direction, text)
+
+    # --- features and owner -----------------------------------------------------------
+
+    def get_features(self) -> int:
+        features = RING_FEATURES | self.backend.features | mask(VIRTIO_NET_F_MTU)
+        if self.queue_pairs > 1:
+            # Linux's driver refuses a card that has MQ without a control queue, which only a
+            # VMM between us can give: offered where it was asked for.
+            features |= mask(VIRTIO_NET_F_MQ)
+        return features
+
+    def set_features(self, features: int) -> None:
+        unknown = features & ~self.get_features()
+        if unknown:
+            raise PeerError(
+                f"features {', '.join(feature_names(unknown))} were not offered", errno.EOPNOTSUPP
+            )
+        if features == self._features:
+            return
+        if any(ring.runs for ring in self.rings):
+            raise PeerError("features cannot change while a ring runs", errno.EBUSY)
+        self._features = features
+        for net in self.nets:
+            net.set_features(features)
+        try:
+            self.backend.negotiate(int(self.nets[0].rx.vq["hdr_len"]), features)
+        except HostError as e:
+            raise PeerError(str(e), e.errno) from e
+        log.debug("%s: features %s", self.name, " ".join(feature_names(features)))
+        if not features >> VHOST_USER_F_PROTOCOL_FEATURES & 1:
+            for ring in self.rings:
+                ring.enabled = True
+        self._settle_all()
+
+    def set_owner(self) -> None:
+        """The session's start; workers are made when their pair starts."""
+
+    def reset_owner(self) -> None:
+        for ring in self.rings:
+            ring.enabled = False
+        self._settle_all()
+
+    # --- memory -----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _all_quiesced(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            for net in self.nets:
+                stack.enter_context(net.quiesced())
+            yield
+
+    def set_mem_table(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
+        self._replace_memory([], list(zip(regions, fds, strict=True)))
+
+    def add_mem_reg(self, region: MemoryRegion, fd: int) -> None:
+        if len(self._memory.regions) >= self.max_mem_slots:
+            raise PeerError(f"more than {self.max_mem_slots} memory slots", errno.E2BIG)
+        self._replace_memory(list(self._memory.regions), [(region, fd)])
+
+    def rem_mem_reg(self, region: MemoryRegion) -> None:
+        kept = [
+            r
+            for r in self._memory.regions
+            if (r.gpa, r.uva, r.size)
+            != (region.guest_phys_addr, region.userspace_addr, region.memory_size)
+        ]
+        if len(kept) == len(self._memory.regions):
+            raise PeerError(f"there is no region at gpa {region.guest_phys_addr:#x} like this")
+        self._replace_memory(kept, [])
+
+    def _replace_memory(self, kept: list[Region], offered: list[tuple[MemoryRegion, int]]) -> None:
+        regions = list(kept)
+        new: list[Region] = []
+        try:
+            for wire, fd in offered:
+                region = self._find_mapped(wire, fd)
+                if region is None:
+                    region = map_region(
+                        wire.guest_phys_addr,
+                        wire.memory_size,
+                        wire.userspace_addr,
+                        wire.mmap_offset,
+                        fd,
+                    )
+                    new.append(region)
+                regions.append(region)
+            table = MemoryTable(regions)
+        except PeerError:
+            drop_unheld(new)
+            raise
+        old = self._memory
+        with self._all_quiesced():
+            for ring in self.rings:
+                # a running ring that the new table no longer holds stops here, not in the
+                # worker; its base survives
+                if ring.runs and not ring.net.vqs[ring.vq].place(table):
+                    log.warning("%s: ring %d lost its memory", ring.net.name, ring.index)
+                    ring.net.set_backend(ring.vq, None)
+            for net in self.nets:
+                net.set_mem_table(table)
+            self._memory = table
+        old.release()
+        self._settle_all()
+
+    def _find_mapped(self, wire: MemoryRegion, fd: int) -> Region | None:
+        for region in self._memory.regions:
+            if same_region(
+                region,
+                wire.guest_phys_addr,
+                wire.memory_size,
+                wire.userspace_addr,
+                wire.mmap_offset,
+                fd,
+            ):
+                return region
+        return None
+
+    # --- rings ------------------------------------------------------------------------
+
+    def set_vring_num(self, index: int, num: int) -> None:
+        ring = self.rings[index]
+        if not (ring.runs and ring.net.vqs[ring.vq].num == num):
+            with self._reconfigured(ring):
+                ring.net.set_vring_num(ring.vq, num)
+        ring.sized = True
+        self._settle(ring)
+
+    def set_vring_addr(self, addr: VringAddr) -> None:
+        ring = self.rings[addr.index]
+        addresses = VringAddresses(
+            desc_uva=addr.desc_user_addr,
+            avail_uva=addr.avail_user_addr,
+            used_uva=addr.used_user_addr,
+        )
+        if addr.flags:
+            raise PeerError(f"ring flags {addr.flags:#x} were not offered", errno.EOPNOTSUPP)
+        if ring.runs and ring.net.vqs[ring.vq].addresses == addresses:
+            return
+        with self._reconfigured(ring):
+            ring.net.set_vring_addr(ring.vq, addresses)
+        self._settle(ring)
+
+    def set_vring_base(self, index: int, base: int) -> None:
+        ring = self.rings[index]
+        with self._reconfigured(ring):
+            ring.net.set_vring_base(ring.vq, base)
+        self._settle(ring)
+
+    @contextlib.contextmanager
+    def _reconfigured(self, ring: VhostUserRing) -> Iterator[None]:
+        """Take a disabled ring out of use to change it (UML never stops its rings)."""
+        if ring.runs and not ring.enabled:
+            ring.net.set_backend(ring.vq, None)
+        yield
+
+    def get_vring_base(self, index: int) -> int:
+        ring = self.rings[index]
+        ring.stop()
+        self._update_link()
+        return ring.net.get_vring_base(ring.vq)
+
+    def set_vring_kick(self, index: int, fd: int | None) -> None:
+        ring = self.rings[index]
+        if ring.net.worker is None:
+            ring.net.set_owner(self._owner_pid)
+        ring.net.set_vring_kick(ring.vq, -1 if fd is None else fd)
+        ring.started = True
+        self._settle(ring)
+
+    def set_vring_call(self, index: int, fd: int | None) -> None:
+        ring = self.rings[index]
+        ring.net.set_vring_call(ring.vq, -1 if fd is None else fd)
+        if ring.runs:  # what the old descriptor said may have been lost on the way
+            ring.net.vqs[ring.vq].signal()
+
+    def set_vring_err(self, index: int, fd: int | None) -> None:
+        ring = self.rings[index]
+        ring.net.set_vring_err(ring.vq, -1 if fd is None else fd)
+
+    def set_vring_enable(self, index: int, enable: bool) -> None:
+        ring = self.rings[index]
+        if ring.enabled != enable:
+            ring.enabled = enable
+            self._settle(ring)
+
+    def _settle(self, ring: VhostUserRing) -> None:
+        ring.settle()
+        if ring.vq == VHOST_NET_VQ_RX:
+            self.backend.attach_queue(ring.index // 2, not ring.started or ring.runs)
+        self._update_link()
+
+    def _settle_all(self) -> None:
+        for ring in self.rings:
+            self._settle(ring)
+
+    # --- the rest ---------------------------------------------------------------------
+
+    def set_mtu(self, mtu: int) -> None:
+        log.info("%s: the guest is told MTU %d", self.name, mtu)
+
+    def send_rarp(self, mac: bytes) -> None:
+        self.backend.send_frame(rarp_frame(mac))
+
+    def set_status(self, status: int) -> None:
+        self._status = status
+
+    def get_status(self) -> int:
+        return self._status
+
+    def reset_device(self) -> None:
+        for ring in self.rings:
+            ring.reset()
+        self._status = 0
+        self._update_link()
+
+    # --- carrier ----------------------------------------------------------------------
+
+    def _update_link(self) -> None:
+        up = any(ring.runs for ring in self.rings if ring.vq == VHOST_NET_VQ_RX)
+        if up:
+            self._set_link(True)
+        elif self._link_timer is None:
+            self._link_timer = self._call_later(LINK_DOWN_DELAY_S, self._link_down)
+
+    def _link_down(self) -> None:
+        self._link_timer = None
+        self._set_link(any(ring.runs for ring in self.rings if ring.vq == VHOST_NET_VQ_RX))
+
+    def _set_link(self, up: bool) -> None:
+        if self._link_timer is not None:
+            self._link_timer.cancel()
+            self._link_timer = None
+        self.backend.set_link(up)

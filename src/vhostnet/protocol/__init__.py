@@ -1,0 +1,1 @@
+"""Sans-IO: bytes and descriptors' numbers in, calls on the device's verbs and bytes out."""

@@ -1,0 +1,80 @@
+"""Declare a wire struct once; its size, packing and unpacking follow from the declaration.
+
+A struct is a frozen dataclass whose fields are annotated with `U32`, `U64` … or with another
+such dataclass.  Numbers are in host byte order and unaligned ("=" of module `struct`): the
+declaration shows the padding of the C struct as fields, or it is not there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from collections.abc import Iterator
+from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+
+U8 = Annotated[int, "B"]
+U16 = Annotated[int, "H"]
+U32 = Annotated[int, "I"]
+U64 = Annotated[int, "Q"]
+
+T = TypeVar("T")
+
+
+def _field_types(cls: type[Any]) -> list[Any]:
+    hints = get_type_hints(cls, include_extras=True)
+    return [hints[field.name] for field in dataclasses.fields(cls)]
+
+
+def _is_struct(kind: Any) -> bool:
+    return dataclasses.is_dataclass(kind)
+
+
+def _format(cls: type[Any]) -> str:
+    """The `struct` letters of a declared struct, nested structs flattened."""
+    return "".join(
+        _format(kind) if _is_struct(kind) else kind.__metadata__[0] for kind in _field_types(cls)
+    )
+
+
+def _build(cls: type[Any], numbers: Iterator[int]) -> Any:
+    """An instance of `cls` from as many numbers as it has (nested structs flattened)."""
+    return cls(
+        *(
+            _build(kind, numbers) if _is_struct(kind) else next(numbers)
+            for kind in _field_types(cls)
+        )
+    )
+
+
+def _numbers(value: Any) -> Iterator[int]:
+    for field in dataclasses.fields(value):
+        item = getattr(value, field.name)
+        if dataclasses.is_dataclass(item):
+            yield from _numbers(item)
+        else:
+            yield item
+
+
+class Layout(Generic[T]):
+    """The bytes of one declared struct.
+
+    Attributes:
+        cls: the dataclass that declares the fields.
+        size: bytes.
+    """
+
+    __slots__ = ("_struct", "cls", "size")
+
+    def __init__(self, cls: type[T]) -> None:
+        self.cls = cls
+        self._struct = struct.Struct("=" + _format(cls))
+        self.size = self._struct.size
+
+    def pack(self, value: T) -> bytes:
+        """`size` bytes.  A number that does not fit its field is a `struct.error`: a bug."""
+        return self._struct.pack(*_numbers(value))
+
+    def unpack(self, data: bytes, offset: int = 0) -> T:
+        """The struct at `offset`; the caller has checked that `size` bytes are there."""
+        built: T = _build(self.cls, iter(self._struct.unpack_from(data, offset)))
+        return built
