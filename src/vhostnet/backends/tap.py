@@ -90,7 +90,7 @@ _BASE_FEATURES = mask(
 _USO_FEATURES = mask(VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6)
 
 
-def _queue(fd: int, fill_checksums: bool) -> BackendQueue:
+def tap_queue(fd: int, fill_checksums: bool) -> BackendQueue:
     record: Any = np.zeros(1, TAP)
     hold = np.zeros(HOLD_SIZE, np.uint8)
     bounce = np.zeros(HOLD_SIZE, np.uint8)
@@ -117,7 +117,7 @@ class TapBackend(Backend):
     kind = "tap"
 
     def __init__(self, name: str, fds: list[int], multi_queue: bool, fill_checksums: bool) -> None:
-        super().__init__([_queue(fd, fill_checksums) for fd in fds])
+        super().__init__([tap_queue(fd, fill_checksums) for fd in fds])
         self.name = name
         self._multi_queue = multi_queue
         self._attached = [True] * len(fds)

@@ -105,6 +105,8 @@ SPLIT_VRING = _record(
     "last_used_idx",
     # used entries written, not yet published
     "done_idx",
+    # something was published and the driver not yet signalled
+    "signal_due",
     # last_used_idx at the last signal test, and whether it means anything
     "signalled_used",
     "signalled_used_valid",

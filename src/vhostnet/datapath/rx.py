@@ -19,6 +19,7 @@ from .vring_ops import (
     enable_notify,
     get_vq_desc,
     publish_used,
+    signal_used,
 )
 from .work import exceeds_weight, ring_error, ring_fault, work_queue
 
@@ -112,6 +113,7 @@ def handle_rx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any, heads:
         n_heads, n_iov = get_rx_bufs(vq, mem, iov, heads, need)
         if n_heads == NO_BUFFERS:
             publish_used(vq)
+            signal_used(vq)
             if enable_notify(vq):
                 disable_notify(vq)
                 continue
@@ -136,10 +138,12 @@ def handle_rx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any, heads:
             vq["bytes"] += need
             if int(vq["done_idx"]) > VHOST_NET_BATCH:
                 publish_used(vq)
+                signal_used(vq)
         taken += 1
         taken_bytes += need
         if exceeds_weight(taken, taken_bytes):
             work_queue(worker, WORK_RX_NET)
             break
     publish_used(vq)
+    signal_used(vq)
     return outcome

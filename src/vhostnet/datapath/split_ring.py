@@ -74,6 +74,7 @@ from .vring_ops import (
     get_vq_desc,
     publish_used,
     signal_eventfd,
+    signal_used,
 )
 
 Record = Any
@@ -264,6 +265,14 @@ def _publish_used(vq: Record) -> None:
         vq["signalled_used_valid"] = 0
     # The entries and the data behind them must be visible before the index (2).
     store_release_u16(int(vq["used_hva"]) + VRING_USED_IDX, new)
+    vq["signal_due"] = 1
+
+
+@implements(signal_used, SPLIT_VRING)
+def _signal_used(vq: Record) -> None:
+    if not vq["signal_due"]:
+        return
+    vq["signal_due"] = 0
     if int(vq["call_fd"]) >= 0:
         if _driver_wants_signal(vq):
             vq["calls"] += 1

@@ -17,6 +17,7 @@ from .vring_ops import (
     enable_notify,
     get_vq_desc,
     publish_used,
+    signal_used,
 )
 from .work import exceeds_weight, ring_error, ring_fault, work_queue
 
@@ -33,6 +34,9 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
     is counted by cause and completed.  Only a backend without room keeps it: the chain goes
     back to the ring and is tried again when the backend can be written.
 
+    The last completions of a run are published but not yet signalled: the worker does that
+    a moment later, together with what comes back (see `worker_loop`).
+
     Returns:
         HANDLED_*.
 
@@ -46,6 +50,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
     while True:
         if int(vq["done_idx"]) >= VHOST_NET_BATCH:
             publish_used(vq)
+            signal_used(vq)
         head, n_out, n_in, out_len, _in_len = get_vq_desc(vq, mem, iov, 1)
         if head < 0:
             # Completions first: the driver may wait for them before it kicks again.

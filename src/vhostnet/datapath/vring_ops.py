@@ -48,9 +48,18 @@ def add_used(vq: Record, head: int, length: int) -> None:
 
 @family
 def publish_used(vq: Record) -> None:
-    """Let the driver see every entry of `add_used`, and signal it if it asked for that.
+    """Let the driver see every entry of `add_used`; nothing is signalled yet.
 
-    Source: Linux vhost_add_used_and_signal_n().
+    Source: Linux vhost_add_used_n().
+    """
+    raise NotImplementedError
+
+
+@family
+def signal_used(vq: Record) -> None:
+    """Interrupt the driver for what was published since the last call, if it asked for that.
+
+    Source: Linux vhost_signal().
     """
     raise NotImplementedError
 

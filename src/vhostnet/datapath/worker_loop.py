@@ -12,6 +12,10 @@ edge), and neither a backend that is readable while the guest has no buffers nor
 always writable costs a turn.  The kernel stays here, without the GIL, until the control
 eventfd asks it to stop or something happens that Python should log.
 
+Interrupts are costly for a guest.  What a transmission brings back (a TCP acknowledgement) is
+there when the TAP's write returns, so the completions of a TX run are signalled after one more
+look at the backend: the guest then gets one interrupt for both.
+
     WAITING   in epoll_wait, nothing queued
         Operations:  any edge queues work and wakes us
     RUNNING   work queued; epoll is asked with timeout 0 between turns
@@ -52,6 +56,7 @@ from .layout import (
 )
 from .rx import handle_rx
 from .tx import handle_tx
+from .vring_ops import signal_used
 from .work import work_queue, work_take
 
 Record = Any
@@ -139,9 +144,11 @@ def vhost_worker(
     rx_bk = rx_bk_array[0]
     tx_bk = tx_bk_array[0]
     while True:
-        stop = poll_wait(worker, rx, tx, rx_bk, tx_bk, 0 if int(worker["n_work"]) > 0 else -1)
-        if stop != 0:
-            return WORKER_STOPPED if stop > 0 else stop
+        tx_signal_due = int(tx["signal_due"])
+        timeout_ms = 0 if int(worker["n_work"]) > 0 or tx_signal_due else -1
+        stop = poll_wait(worker, rx, tx, rx_bk, tx_bk, timeout_ms)
+        if stop < 0:
+            return stop
         worker["wakeups"] += 1
         for _ in range(int(worker["n_work"])):
             item = work_take(worker)
@@ -163,3 +170,7 @@ def vhost_worker(
                     return (
                         WORKER_BACKEND_GONE if result == HANDLED_BACKEND_GONE else WORKER_TX_ERROR
                     )
+        if tx_signal_due or stop > 0:
+            signal_used(tx)
+        if stop > 0:  # after the work: what was ready before control asked is done (a flush)
+            return WORKER_STOPPED

@@ -108,6 +108,11 @@ class VhostNet:
         """Keep the worker parked for the length of a `with` block."""
         return contextlib.nullcontext() if self.worker is None else self.worker.quiesced()
 
+    def flush(self) -> None:
+        """Return when every kick and packet of before has been handled."""
+        if self.worker is not None:
+            self.worker.flush()
+
     # --- what the rings are made of ---------------------------------------------------
 
     def set_features(self, features: int) -> None:

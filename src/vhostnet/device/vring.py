@@ -160,6 +160,7 @@ class Vring:
         smp_mb()
         vq["last_used_idx"] = self.read_used_idx()
         vq["done_idx"] = 0
+        vq["signal_due"] = 0
         vq["signalled_used"] = vq["last_used_idx"]
         vq["signalled_used_valid"] = 0
         vq["avail_idx"] = vq["last_avail_idx"]

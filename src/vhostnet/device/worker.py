@@ -62,7 +62,9 @@ class Worker:
         self._state = threading.Condition()
         self._holds = 0
         self._parked = False
-        self._generation = 0
+        self._idle = False
+        self._flushes = 0
+        self._flushed = 0
         self._ending = False
         self.record[0]["epfd"] = self._epoll.fileno()
         self.record[0]["events_hva"] = self._events.ctypes.data
@@ -110,8 +112,25 @@ class Worker:
         with self._state:
             self._holds -= 1
             if self._holds == 0:
-                self._generation += 1
+                self._idle = False  # something may have changed
                 self._state.notify_all()
+
+    def flush(self) -> None:
+        """Return when everything that was ready before has been handled, up to one weight.
+
+        Source: Linux vhost_dev_flush().  Not to be called while holding the thread.
+        """
+        with self._state:
+            self._flushes += 1
+            ticket = self._flushes
+            os.eventfd_write(self._control, 1)
+            self._state.wait_for(
+                lambda: (
+                    self._flushed >= ticket
+                    or (self._idle and self._parked)
+                    or not self._thread.is_alive()
+                )
+            )
 
     def stop(self) -> None:
         """End the thread and close what is ours; nothing may be watched any more."""
@@ -127,34 +146,35 @@ class Worker:
     def _main(self) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         _libc.prctl(_PR_SET_NAME, self.name.encode()[:15], 0, 0, 0)
-        idle = False
-        while self._wait_for_turn(idle):
+        while self._wait_for_turn():
+            ticket = self._flushes
             try:
                 code = self._run()
             except Exception:
                 log.exception("%s: the data path raised; it waits for control", self.name)
                 code = None
-            idle = code is None
+            self._idle = code is None
+            self._flushed = ticket
             if code is not None and code != WORKER_STOPPED:
                 self._on_event(code)
 
-    def _wait_for_turn(self, idle: bool) -> bool:
+    def _wait_for_turn(self) -> bool:
         """Park while held or, if there was nothing to do, until control has changed something.
 
         Only this thread writes `_parked`: a hold that follows a release at once finds it
         still true and is right to.  Returns False at the end.
         """
         with self._state:
-            generation = self._generation
-            while not self._ending and (
-                self._holds > 0 or (idle and generation == self._generation)
-            ):
+            self._state.notify_all()
+            while not self._ending and (self._holds > 0 or self._idle):
                 self._parked = True
                 self._state.notify_all()
                 self._state.wait()
             self._parked = False
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._control)
+            if self._flushed < self._flushes:  # one pass, then back
+                os.eventfd_write(self._control, 1)
             return not self._ending
 
 

@@ -1,0 +1,132 @@
+"""What a guest is made of, and the QEMU command line for it.
+
+Not here: running it (see `qemu`).  The command lines have been found by trying; where an
+option is a workaround, a comment says for what.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from vhostnet.demo.guest_image import GuestImage
+from vhostnet.demo.tools import output_of, require
+
+QEMU = "qemu-system-x86_64"
+
+
+@dataclass(frozen=True)
+class VhostUserNic:
+    """A virtio network card whose data path is a vhost-user back-end.
+
+    Attributes:
+        socket: the back-end's socket.
+        mac: the card's address.
+        queue_pairs: above one the card gets `mq=on`.
+        server: QEMU listens on the socket and waits for the back-end to connect.
+        reconnect_s: QEMU connects again after so many seconds when the back-end goes away.
+        properties: more `-device` properties, such as {"packed": "on", "host_mtu": "9000"}.
+    """
+
+    socket: Path
+    mac: str = "52:54:00:12:34:01"
+    queue_pairs: int = 1
+    server: bool = False
+    reconnect_s: int | None = None
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+    def options(self, index: int) -> list[str]:
+        """Return QEMU's options for this card."""
+        chardev = f"socket,id=char{index},path={self.socket}"
+        if self.server:
+            chardev += ",server=on,wait=on"
+        elif self.reconnect_s is not None:
+            chardev += f",reconnect={self.reconnect_s}"
+        netdev = f"vhost-user,id=net{index},chardev=char{index}"
+        if self.queue_pairs > 1:
+            netdev += f",queues={self.queue_pairs}"
+        return ["-chardev", chardev, "-netdev", netdev]
+
+
+@dataclass(frozen=True)
+class TapNic:
+    """QEMU's own virtio network card on a TAP: the peer we are compared with."""
+
+    ifname: str
+    mac: str = "52:54:00:12:34:02"
+    queue_pairs: int = 1
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+    def options(self, index: int) -> list[str]:
+        """Return QEMU's options for this card."""
+        netdev = f"tap,id=net{index},ifname={self.ifname},script=no,downscript=no,vhost=off"
+        if self.queue_pairs > 1:
+            netdev += f",queues={self.queue_pairs}"
+        return ["-netdev", netdev]
+
+
+Nic = VhostUserNic | TapNic
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The rest of the guest.
+
+    Attributes:
+        accel: "kvm" or "tcg" (see `accel.accelerator`).
+        memory_mib: at boot.
+        max_memory_mib: above `memory_mib` makes room for memory hotplug, in `memory_slots`.
+        smp: virtual CPUs.
+    """
+
+    accel: str = "tcg"
+    memory_mib: int = 256
+    max_memory_mib: int = 0
+    memory_slots: int = 2
+    smp: int = 1
+
+
+def command_line(image: GuestImage, machine: Machine, nics: tuple[Nic, ...]) -> list[str]:
+    """Return the QEMU command, without QMP and serial ports.
+
+    The guest's memory is a shared memfd: without `share=on` a vhost-user back-end would see
+    nothing of it.
+    """
+    memory = str(machine.memory_mib)
+    if machine.max_memory_mib > machine.memory_mib:
+        memory += f",slots={machine.memory_slots},maxmem={machine.max_memory_mib}M"
+    accel, cpu = ("kvm", "host") if machine.accel == "kvm" else ("tcg,thread=multi", "max")
+    argv = [require(QEMU), "-accel", accel, "-cpu", cpu, "-smp", str(machine.smp)]
+    argv += ["-machine", "q35,memory-backend=mem", "-m", memory]
+    argv += ["-object", f"memory-backend-memfd,id=mem,size={machine.memory_mib}M,share=on"]
+    argv += ["-nodefaults", "-no-user-config", "-display", "none"]
+    argv += ["-kernel", str(image.kernel.vmlinuz), "-initrd", str(image.initramfs)]
+    argv += ["-append", "console=ttyS0 loglevel=6 random.trust_cpu=on"]
+    for index, nic in enumerate(nics):
+        argv += nic.options(index)
+        argv += ["-device", _device(nic, index, machine.accel)]
+    return argv
+
+
+def _device(nic: Nic, index: int, accel: str) -> str:
+    # No boot ROM: it is a package of its own, and nobody boots from the network here.
+    device = f"virtio-net-pci,id=nic{index},netdev=net{index},mac={nic.mac},romfile="
+    # A slot each: cards in neighbouring slots have interrupt lines of their own.
+    device += f",addr={4 + index:#x}"
+    if nic.queue_pairs > 1:
+        device += ",mq=on"
+    # QEMU before 10.0 crashes when a vhost-user card with MSI-X starts without KVM (it takes
+    # KVM's interrupt routes for granted).  Both kinds of card get the same, to stay comparable.
+    if accel == "tcg" and qemu_version() < (10, 0):
+        device += ",vectors=0"
+    return device + "".join(f",{name}={value}" for name, value in nic.properties.items())
+
+
+@lru_cache(maxsize=1)
+def qemu_version() -> tuple[int, int]:
+    """Return QEMU's major and minor version."""
+    match = re.search(r"version (\d+)\.(\d+)", output_of([require(QEMU), "--version"]))
+    return (int(match[1]), int(match[2])) if match else (0, 0)

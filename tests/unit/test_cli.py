@@ -1,0 +1,358 @@
+"""The command line: one line and one exit status for every mistake, and the daemon's manners."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vhostnet import __version__
+from vhostnet.cli import main as cli_main
+from vhostnet.cli import readiness, serve, warm
+from vhostnet.cli.device_options import devices_of, split_keys
+from vhostnet.cli.main import COMMANDS, main
+from vhostnet.cli.parser import Parser
+from vhostnet.errors import HostError, PeerError, UsageError
+from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
+
+GET_FEATURES = struct.pack("=III", 1, 1, 0)
+NULL = ["--backend", "null"]
+
+WRONG = [
+    ([], "a command is needed: serve, warm, demo"),
+    (["serv"], "there is no command 'serv' (did you mean serve?)"),
+    (["frobnicate"], "commands are serve, warm, demo"),
+    (["--versoin"], "there is no option --versoin (did you mean --version?)"),
+    (["serve"], "one of --socket-path, --fd and --device is needed"),
+    (["serve", "--socket-path", "s"], "--backend is needed: one of tap:NAME"),
+    (["serve", "--sockt-path=s"], "there is no option --sockt-path (did you mean --socket-path?)"),
+    (["serve", "--socket", "s"], "there is no option --socket"),
+    (["serve", "--socket-path"], "--socket-path: expected one argument"),
+    (["serve", "--socket-path", "s", *NULL, "extra"], "what is 'extra' for?"),
+    (["serve", "--socket-path", "", *NULL], "--socket-path: the socket path is empty"),
+    (["serve", "--socket-path", "x" * 108, *NULL], "a unix socket allows 107"),
+    (["serve", "--socket-path", "s", "--fd", "3", *NULL], "exclude each other"),
+    (["serve", "--fd", "3", "--client", *NULL], "--client goes with --socket-path"),
+    (["serve", "--fd", "-1", *NULL], "--fd: "),
+    (["serve", "--fd", "three", *NULL], "--fd: 'three' is not a number"),
+    (["--fd=999999", *NULL], "--fd: 999999: Bad file descriptor"),
+    (["--socket-path=s", "--backend=nul"], "unknown backend 'nul'"),
+    (["--socket-path=s", "--backend=nul"], "(did you mean null?)"),
+    (["--socket-path=s", "--backend=tap"], "--backend: "),
+    (["--socket-path=s", "--backend=gen:size=1"], "--backend: "),
+    (["serve", "--socket-path=s", *NULL, "--queue-pairs", "0"], "--queue-pairs: '0' is not"),
+    (["serve", "--socket-path=s", *NULL, "--queue-pairs", "128"], "number from 1 to 127"),
+    (["serve", "--socket-path=s", *NULL, "--queue-pairs", "1_0"], "number from 1 to 127"),
+    (["serve", "--socket-path=s", *NULL, "--socket-mode", "888"], "is not an octal mode"),
+    (["serve", "--socket-path=s", *NULL, "--socket-mode", "7777"], "is not an octal mode"),
+    (["serve", "--socket-path=s", *NULL, "--socket-group", "no-such"], "--socket-group: no group"),
+    (["serve", "--socket-path=s", *NULL, "--ready-fd", "999999"], "--ready-fd: 999999: Bad file"),
+    (["serve", "--socket-path=s", *NULL, "--log-level", "loud"], "--log-level: invalid choice"),
+    (["serve", "--device", "socket=s"], "backend= is needed"),
+    (["serve", "--device", "backend=null"], "socket= is needed"),
+    (["serve", "--device", "socket=s,backend=null,queue-pair=2"], "did you mean queue-pairs?"),
+    (["serve", "--device", "socket=s,backend=null,zzz=2"], "keys are socket, backend"),
+    (["serve", "--device", "socket=s,backend=null,queue-pairs=x"], "queue-pairs: 'x' is not"),
+    (["serve", "--device", "socket=s,backend=null,client=yes"], "must be on or off"),
+    (["serve", "--device", "socket=s,backend=null,client"], "'client' is not KEY=VALUE"),
+    (["serve", "--device", "socket=s,socket=t,backend=null"], "socket is given twice"),
+    (["serve", "--device", "socket=s,backend=nil"], "--device: backend: unknown backend 'nil'"),
+    (["serve", "--device", "socket=s,backend=null", *NULL], "--backend and --device exclude"),
+    (["serve", *["--device", "socket=s,backend=null"] * 2], "two devices have the socket s"),
+    (["warm", "--lits"], "did you mean --list?"),
+    (["demo", "--quik"], "did you mean --quick?"),
+]
+
+
+@pytest.fixture(autouse=True)
+def log_as_before() -> Iterator[None]:
+    logger = logging.getLogger("vhostnet")
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize(("words", "text"), WRONG, ids=lambda x: " ".join(x) if x else "nothing")
+def test_a_wrong_command_line_ends_with_status_2_and_one_line_that_helps(words, text, capsys):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("vhostnet: ")
+    assert err.count("\n") == 1
+    assert text in err
+
+
+def test_a_socket_that_can_not_be_made_ends_with_status_4_before_anything_is_compiled(
+    tmp_path, capsys
+):
+    (tmp_path / "s").write_text("")
+    begin = time.monotonic()
+    assert main(["serve", "--socket-path", str(tmp_path / "s"), *NULL]) == 4
+    assert time.monotonic() - begin < 1
+    assert "exists and is no socket" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (UsageError("not so"), 2, "not so"),
+        (HostError("no TAP", 1), 4, "no TAP"),
+        (PeerError("bad header"), 5, "bad header"),
+        (ZeroDivisionError("division\nby zero"), 70, "bug in this program: ZeroDivisionError"),
+        (KeyboardInterrupt(), 130, None),
+    ],
+)
+def test_errors_become_exit_statuses_and_one_line(monkeypatch, capsys, error, status, text):
+    def fail(_args: object) -> int:
+        raise error
+
+    monkeypatch.setattr(warm, "main", fail)
+    assert main(["warm"]) == status
+    err = capsys.readouterr().err
+    if text is None:
+        assert err == ""
+    else:
+        assert err.startswith(f"vhostnet: {text}")
+        assert err.count("\n") == 1
+
+
+def test_a_bug_shows_its_traceback_only_at_log_level_debug(monkeypatch, capsys):
+    monkeypatch.setattr(serve, "devices_of", lambda _args: 1 // 0)
+    assert main(["serve", "--log-level", "debug"]) == 70
+    assert "Traceback" in capsys.readouterr().err
+    assert main(["serve", "--log-level=info"]) == 70
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "--log-level debug shows where" in err
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_is_printed_and_gives_examples(command, capsys):
+    with pytest.raises(SystemExit) as done:
+        main([*command.split(), "--help"])
+    assert done.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: vhostnet")
+    if command in ("", "serve", "warm"):
+        assert "xample" in out
+
+
+def test_the_kernels_can_be_listed(capsys):
+    pytest.importorskip("vhostnet.datapath.catalogue")
+    assert main(["warm", "--list"]) == 0
+    assert "null" in capsys.readouterr().out
+
+
+def test_the_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as done:
+        main(["--version"])
+    assert done.value.code == 0
+    assert capsys.readouterr().out == f"vhostnet {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--print-capabilities"],
+        ["serve", "--print-capabilities"],
+        ["--socket-path=/none", "--print-capabilities", "--nonsense"],
+    ],
+)
+def test_capabilities_are_printed_whatever_else_is_asked_for(words, capsys):
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    told = json.loads(out)
+    assert out.count("\n") == 1
+    assert told["type"] == "net"
+    assert told["version"] == __version__
+    assert told["features"] == [
+        "mq",
+        "rarp",
+        "reply-ack",
+        "mtu",
+        "reset-device",
+        "configure-mem-slots",
+        "status",
+    ]
+    assert told["backends"] == ["tap", "tap-fd", "null", "loop", "gen"]
+    assert told["front-doors"] == ["vhost-user"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--print-capabilities"], ["serve", "--help"], ["warm", "--help"], ["demo", "--help"], []],
+)
+def test_what_needs_no_data_path_does_not_import_numba(words):
+    code = (
+        "import sys\n"
+        "from vhostnet.cli.main import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('numba', 'numpy', 'llvmlite')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, *words], capture_output=True).returncode == 0
+
+
+def parsed(*words: str) -> Any:
+    parser = Parser(prog="vhostnet serve")
+    serve.add_arguments(parser)
+    return parser.parse(words)
+
+
+def test_flat_options_make_one_device():
+    args = parsed("--socket-path", "s", "--client", "--backend", "tap:t0", "--queue-pairs", "4")
+    assert devices_of(args) == (
+        DeviceOptions("--socket-path", "tap:t0", socket_path="s", is_client=True, queue_pairs=4),
+    )
+
+
+def test_device_options_make_many_devices_and_a_doubled_comma_is_one():
+    args = parsed(
+        "--device",
+        "socket=/run/a,,b,backend=gen:size=64,queue-pairs=127",
+        "--device",
+        "socket=c,backend=tap:t0,client=on,fill-checksums=on",
+    )
+    first, second = devices_of(args)
+    assert (first.socket_path, first.backend, first.queue_pairs) == ("/run/a,b", "gen:size=64", 127)
+    assert (second.is_client, second.fill_checksums, second.queue_pairs) == (True, True, 1)
+
+
+def test_a_value_may_have_an_equals_sign():
+    assert split_keys("backend=gen:size=64,socket=a=b") == {
+        "backend": "gen:size=64",
+        "socket": "a=b",
+    }
+
+
+def test_the_socket_is_for_its_owner_unless_a_group_or_mode_is_given():
+    for words, mode in (
+        ([], 0o600),
+        (["--socket-group", str(os.getgid())], 0o660),
+        (["--socket-mode", "666"], 0o666),
+    ):
+        assert serve._daemon_options(parsed("--fd", "3", *NULL, *words)).socket_mode == mode
+
+
+def test_ready_is_written_once_and_the_descriptor_closed(monkeypatch, tmp_path):
+    reader, writer = os.pipe()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        readiness.tell_ready(writer)
+        assert systemd.recv(64) == b"READY=1\n"
+    assert os.read(reader, 64) == b"READY=1\n"
+    assert os.read(reader, 64) == b""
+    os.close(reader)
+
+
+@pytest.mark.parametrize("form", ["text", "logfmt", "json"])
+def test_a_log_record_is_one_line_in_every_form(form):
+    code = (
+        "import logging; from vhostnet.cli.logs import set_up;"
+        f"set_up('info', {form!r}); logging.getLogger('vhostnet').info('a \"b\" = c')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.count("\n") == 1
+    if form == "json":
+        assert json.loads(done.stderr)["msg"] == 'a "b" = c'
+    elif form == "logfmt":
+        assert 'msg="a \\"b\\" = c"' in done.stderr
+    else:
+        assert done.stderr == 'vhostnet: a "b" = c\n'
+
+
+class Served:
+    """`vhostnet serve` as a child, ready."""
+
+    def __init__(self, words: list[str], *fds: int) -> None:
+        reader, writer = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vhostnet", "serve", "--ready-fd", str(writer), *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=[writer, *fds],
+        )
+        os.close(writer)
+        self.said = b"".join(iter(lambda: os.read(reader, 64), b""))
+        os.close(reader)
+
+    def wait(self) -> tuple[int, str]:
+        _, err = self.process.communicate(timeout=10)
+        return self.process.returncode, err
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[str]:
+    yield str(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX)
+    sock.settimeout(5)
+    sock.connect(path)
+    return sock
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_served_daemon_ends_at_once_with_status_0_and_removes_its_sockets(path, signum):
+    words = ["--device", f"socket={path},backend=null", "--device", f"socket={path}2,backend=loop"]
+    served = Served(words)
+    assert served.said == b"READY=1\n"
+    with connect(path) as sock:
+        sock.sendall(GET_FEATURES)
+        assert len(sock.recv(64)) == 20
+        begin = time.monotonic()
+        served.process.send_signal(signum)
+        status, err = served.wait()
+        assert time.monotonic() - begin < 1
+        assert sock.recv(64) == b""
+    assert status == 0
+    assert "dev0: closed the session: vhostnet ends" in err
+    assert not os.path.exists(path + "2")
+
+
+def test_a_one_off_daemon_tells_by_its_status_that_the_front_end_broke_the_protocol(path):
+    served = Served(["--one-off", "--socket-path", path, *NULL])
+    with connect(path) as sock:
+        sock.sendall(struct.pack("=III", 1, 0, 0))
+        status, err = served.wait()
+    assert status == 5
+    assert err.splitlines()[-1] == (
+        "vhostnet: dev0: closed the session: GET_FEATURES: header says version 0, only 1 exists"
+    )
+
+
+def test_an_inherited_socket_is_served_to_its_end():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        served = Served(["--fd", str(theirs.fileno()), *NULL], theirs.fileno())
+        theirs.close()
+        ours.settimeout(5)
+        ours.sendall(GET_FEATURES)
+        assert len(ours.recv(64)) == 20
+        ours.close()
+        assert served.wait()[0] == 0
+
+
+def test_the_program_can_be_run_as_a_module_and_as_a_script():
+    assert cli_main.main is main
+    for command in (
+        [sys.executable, "-m", "vhostnet"],
+        [str(Path(sys.executable).parent / "vhostnet")],
+    ):
+        done = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+        assert done.stdout == f"vhostnet {__version__}\n"
