@@ -193,7 +193,7 @@ def _warm(devices: Sequence[DeviceOptions]) -> None:
     kinds = sorted({backend_kind(device.backend) for device in devices})
     names = sorted({name for kind in kinds for name in catalogue.kernels_for(kind)})
     if not catalogue.is_warm(names):
-        logger.info("compiling the data path for %s (once; about 30 s)", ", ".join(kinds))
+        logger.info("compiling the data path for %s (once; some seconds)", ", ".join(kinds))
     report = catalogue.warm(names, lambda _name, _seconds: None)
     logger.info(
         "data path ready: %d kernels compiled, %d loaded, %.1f s",

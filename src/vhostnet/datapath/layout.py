@@ -19,6 +19,8 @@ VHOST_NET_WEIGHT = 0x80000
 VHOST_NET_BATCH = 64
 #: Most pieces of one chain, or of one mergeable packet (Linux UIO_MAXIOV).
 UIO_MAXIOV = 1024
+#: How often a ring whose driver has no kick descriptor is looked at, milliseconds.
+POLL_MS = 1
 #: A frame with its header as a TAP can deliver it: 64 KiB of GSO payload, headers, slack.
 HOLD_SIZE = 72 * 1024
 
@@ -93,6 +95,8 @@ SPLIT_VRING = _record(
     "err_fd",
     # the kick is a pipe: it has to be read
     "kick_is_pipe",
+    # there is no kick at all: look at the ring every POLL_MS
+    "polled",
     # addresses of private memory: a u64 of value 1, u8[16] for a torn descriptor
     "one_hva",
     "desc_copy_hva",

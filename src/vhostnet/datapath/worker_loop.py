@@ -49,6 +49,7 @@ from .layout import (
     EPOLL_EVENT_SIZE,
     EVENT_BACKEND,
     EVENT_CONTROL,
+    POLL_MS,
     WORK_RX_KICK,
     WORK_RX_NET,
     WORK_TX_KICK,
@@ -145,8 +146,14 @@ def vhost_worker(
     tx_bk = tx_bk_array[0]
     while True:
         tx_signal_due = int(tx["signal_due"])
-        timeout_ms = 0 if int(worker["n_work"]) > 0 or tx_signal_due else -1
+        polled = int(rx["polled"]) + int(tx["polled"])
+        timeout_ms = POLL_MS if polled > 0 else -1
+        if int(worker["n_work"]) > 0 or tx_signal_due:
+            timeout_ms = 0
         stop = poll_wait(worker, rx, tx, rx_bk, tx_bk, timeout_ms)
+        if polled > 0:
+            work_queue(worker, WORK_RX_KICK)
+            work_queue(worker, WORK_TX_KICK)
         if stop < 0:
             return stop
         worker["wakeups"] += 1

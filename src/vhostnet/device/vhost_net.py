@@ -170,6 +170,7 @@ class VhostNet:
                 if self.worker is not None:
                     self.worker.unwatch(old)
                 _close(old)
+            ring.vq["polled"] = 0
             if fd < 0:
                 return
             if self.worker is None:
@@ -182,6 +183,12 @@ class VhostNet:
                 raise PeerError(f"ring {index}: the kick cannot be polled: {e.strerror}") from e
             ring.vq["kick_fd"] = fd
             ring.vq["kick_is_pipe"] = not _is_eventfd(fd)
+
+    def set_vring_polled(self, index: int) -> None:
+        """The driver has no kick to give: look at the ring at short intervals instead."""
+        self.set_vring_kick(index, -1)
+        with self.quiesced():
+            self.vqs[index].vq["polled"] = 1
 
     def set_vring_call(self, index: int, fd: int) -> None:
         """Signal *fd* (-1: none) from now on."""

@@ -318,7 +318,10 @@ class VhostUserDevice:
         ring = self.rings[index]
         if ring.net.worker is None:
             ring.net.set_owner(self._owner_pid)
-        ring.net.set_vring_kick(ring.vq, -1 if fd is None else fd)
+        if fd is None:
+            ring.net.set_vring_polled(ring.vq)
+        else:
+            ring.net.set_vring_kick(ring.vq, fd)
         ring.started = True
         self._settle(ring)
 

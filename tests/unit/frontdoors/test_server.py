@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fake_device import FakeDevice
 
+from fake_device import FakeDevice
 from vhostnet.errors import EXIT_BUG, EXIT_OK, EXIT_PEER, HostError, UsageError
 from vhostnet.frontdoors import connection, vhost_user_server
 from vhostnet.frontdoors.event_loop import Loop
@@ -518,7 +518,7 @@ def test_a_second_signal_ends_a_daemon_that_hangs_in_its_clean_up(tmp_path):
         [sys.executable, "-c", code, str(tmp_path / "s")],
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

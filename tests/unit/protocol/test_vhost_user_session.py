@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 
 import pytest
-from fake_device import FEATURES, FakeDevice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fake_device import FEATURES, FakeDevice
 from vhostnet.errors import HostError, PeerError
 from vhostnet.protocol.vhost_user_codec import MAX_FDS, Codec, Request, encode_message
 from vhostnet.protocol.vhost_user_session import (

@@ -1,0 +1,228 @@
+"""A real TAP in a namespace of the test's own."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from driver_ring import DriverRing, Memory
+from vhostnet.backends.tap import TapBackend
+from vhostnet.device.vhost_net import VhostNet
+from vhostnet.errors import HostError, UsageError
+from vhostnet.uapi.virtio import VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, mask
+
+CLONE_NEWNET = 0x40000000
+ETH_P_ALL = 3
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+SIOCETHTOOL, ETHTOOL_GLINK = 0x8946, 0xA
+
+
+def _enter_new_namespace() -> None:
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET) != 0:
+        raise PermissionError("unshare")
+
+
+class Namespace:
+    """A thread that lives in a network namespace of its own, and runs what it is given."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, initializer=_enter_new_namespace)
+
+    def run(self, function, *args):
+        return self._thread.submit(function, *args).result(10)
+
+    def up(self, name: str) -> None:
+        self.run(self._up, name)
+
+    @staticmethod
+    def _up(name: str) -> None:
+        import fcntl
+
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            fcntl.ioctl(s, SIOCSIFFLAGS, struct.pack("16sH22x", name.encode(), IFF_UP))
+
+    def carrier(self, name: str) -> bool:
+        return self.run(self._carrier, name)
+
+    @staticmethod
+    def _carrier(name: str) -> bool:
+        # /sys shows the namespace of its mount; a thread's own is asked by ioctl
+        import fcntl
+
+        glink = (ctypes.c_uint32 * 2)(ETHTOOL_GLINK, 0)
+        request = struct.pack("16sQ16x", name.encode(), ctypes.addressof(glink))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            fcntl.ioctl(s, SIOCETHTOOL, request)
+        return bool(glink[1])
+
+    def packet_socket(self, name: str) -> socket.socket:
+        def make() -> socket.socket:
+            s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+            s.bind((name, 0))
+            s.settimeout(5)
+            return s
+
+        return self.run(make)
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+@pytest.fixture
+def namespace():
+    if not Path("/dev/net/tun").exists():
+        pytest.skip("there is no /dev/net/tun")
+    space = Namespace()
+    try:
+        space.run(os.getpid)
+    except Exception:
+        pytest.skip("network namespaces need root or a user namespace")
+    yield space
+    space.close()
+
+
+@pytest.fixture
+def tap(namespace):
+    backend = namespace.run(TapBackend.open, "tap0", 1, False)
+    yield backend
+    backend.close()
+
+
+FRAME = b"\xff" * 6 + b"\x02\0\0\0\0\1" + b"\x88\xb5" + bytes(range(50))
+
+
+def test_the_carrier_is_off_until_a_driver_is_there(namespace, tap):
+    namespace.up("tap0")
+    assert not namespace.carrier("tap0")
+    tap.set_link(True)
+    assert namespace.carrier("tap0")
+    tap.set_link(False)
+    assert not namespace.carrier("tap0")
+
+
+def test_an_announcement_reaches_the_network(namespace, tap):
+    namespace.up("tap0")
+    wire = namespace.packet_socket("tap0")
+    tap.send_frame(FRAME)
+    assert wire.recv(2000) == FRAME
+    wire.close()
+
+
+def test_packets_of_the_last_guest_are_discarded_and_counted(namespace, tap):
+    namespace.up("tap0")
+    tap.set_link(True)
+    wire = namespace.packet_socket("tap0")
+    for _ in range(5):
+        wire.send(FRAME)
+    assert tap.discard_pending() >= 5
+    with pytest.raises(BlockingIOError):
+        os.read(tap.queues[0].poll_fd, 2000)
+    wire.close()
+
+
+@pytest.mark.parametrize("hdr_len", [10, 12])
+def test_the_header_size_and_offloads_follow_the_driver(namespace, tap, hdr_len):
+    namespace.up("tap0")
+    tap.set_link(True)
+    tap.negotiate(hdr_len, mask(VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4))
+    assert tap.queues[0].record[0]["guest_csum"] == 1
+    tap.discard_pending()
+    wire = namespace.packet_socket("tap0")
+    wire.send(FRAME)
+    # the interface's own chatter (IPv6) may come between
+    packets = iter(lambda: os.read(tap.queues[0].poll_fd, 2000), None)
+    assert len(next(p for p in packets if p.endswith(FRAME))) == hdr_len + len(FRAME)
+    tap.negotiate(hdr_len, 0)
+    assert tap.queues[0].record[0]["guest_csum"] == 0
+    wire.close()
+
+
+def test_a_tap_in_use_is_refused_in_one_line(namespace, tap):  # noqa: ARG001
+    with pytest.raises(HostError, match="TAP tap0: is in use by another program"):
+        namespace.run(TapBackend.open, "tap0", 1, False)
+
+
+def test_single_and_multi_queue_do_not_mix(namespace, tap):  # noqa: ARG001
+    with pytest.raises(HostError, match="must match --queue-pairs"):
+        namespace.run(TapBackend.open, "tap0", 2, False)
+
+
+def test_queues_are_attached_and_detached(namespace):
+    backend = namespace.run(TapBackend.open, "tapmq", 3, False)
+    namespace.up("tapmq")
+    backend.set_link(True)
+    backend.attach_queue(2, False)
+    backend.attach_queue(1, False)
+    wire = namespace.packet_socket("tapmq")
+    backend.discard_pending()
+    for _ in range(20):
+        wire.send(FRAME)
+    got = 0
+    while True:
+        try:
+            os.read(backend.queues[0].poll_fd, 2000)
+        except BlockingIOError:
+            break
+        got += 1
+    assert got >= 20  # all of them, and perhaps the interface's own chatter
+    backend.attach_queue(1, True)
+    wire.close()
+    backend.close()
+
+
+def test_a_descriptor_is_adopted(tap):
+    twin = TapBackend.adopt([os.dup(tap.queues[0].poll_fd)], 1, False)
+    assert twin.name == "tap0"
+    twin.close()
+
+
+def test_a_descriptor_that_is_no_tap_is_refused():
+    with pytest.raises(UsageError, match="not an attached TAP"):
+        TapBackend.adopt([0], 1, False)
+
+
+def test_as_many_descriptors_as_queue_pairs_are_wanted():
+    with pytest.raises(UsageError, match="1 descriptors for 2 queue pairs"):
+        TapBackend.adopt([0], 2, False)
+
+
+def test_a_tap_that_is_deleted_is_reported_and_packets_are_dropped(namespace, caplog):
+    backend = namespace.run(TapBackend.open, "tapgone", 1, False)
+    namespace.up("tapgone")
+    backend.negotiate(12, 0)
+    memory = Memory()
+    net = VhostNet("test")
+    net.set_owner(0)
+    net.set_features(1 << 32)
+    table = memory.table()
+    net.set_mem_table(table)
+    kicks = [os.eventfd(0), os.eventfd(0)]
+    rings = [DriverRing(memory, 16) for _ in kicks]
+    for index, ring in enumerate(rings):
+        net.set_vring_num(index, 16)
+        net.set_vring_addr(index, ring.addresses())
+        net.set_vring_kick(index, os.dup(kicks[index]))
+        net.set_backend(index, backend.queues[0])
+    namespace.run(os.system, "ip link del tapgone")
+    net.flush()
+    for _ in range(3):
+        rings[1].send(bytes(12) + FRAME)
+        os.eventfd_write(kicks[1], 1)
+        net.flush()
+    assert len(rings[1].collect()) == 3
+    assert net.tx.counters()["drop_refused"] == 3
+    assert caplog.text.count("the TAP was deleted") == 1
+    net.reset_owner()
+    table.release()
+    memory.close()
+    backend.close()
+    for kick in kicks:
+        os.close(kick)
+    assert threading.active_count() >= 1

@@ -1,0 +1,63 @@
+"""The machine code: a finite list, cached for the next process, no references in its loops."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vhostnet.datapath import catalogue
+from vhostnet.datapath.layout import IOVEC, MAPPED_REGION
+from vhostnet.native._jit import JIT_ENABLED
+
+needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="the interpreted lane compiles nothing")
+
+WARM = """
+import json, sys
+from vhostnet.datapath import catalogue
+from vhostnet.datapath.worker_loop import vhost_worker
+report = catalogue.warm(None)
+misses = sum(vhost_worker.stats.cache_misses.values())
+print(json.dumps([report.compiled, report.loaded, misses, len(vhost_worker.signatures)]))
+"""
+
+
+def warm_in_a_new_process(cache) -> list[int]:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(cache)}
+    environment.pop("CACHE_DIRECTORY", None)
+    done = subprocess.run(
+        [sys.executable, "-c", WARM], env=environment, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@needs_jit
+def test_a_second_process_compiles_nothing(tmp_path):
+    n = len(catalogue.list_kernels())
+    assert warm_in_a_new_process(tmp_path) == [n, 0, n, n]
+    assert warm_in_a_new_process(tmp_path) == [0, n, 0, n]
+
+
+def test_every_backend_has_its_kernels_on_the_list():
+    names = [spec.name for spec in catalogue.list_kernels()]
+    assert len(set(names)) == len(names)
+    for kind in ("tap", "null", "gen", "loop"):
+        assert catalogue.kernels_for(kind) == [f"vhost_worker/split/mapped/{kind}"]
+
+
+@needs_jit
+def test_serving_uses_the_signature_that_was_warmed(instance):
+    from vhostnet.datapath.worker_loop import vhost_worker
+
+    catalogue.warm(catalogue.kernels_for("tap"))
+    before = len(vhost_worker.signatures)
+    instance().kick(1)
+    assert len(vhost_worker.signatures) == before
+
+
+def test_records_have_the_sizes_of_the_kernels_structs():
+    assert IOVEC.itemsize == 16
+    assert MAPPED_REGION.itemsize == 24
