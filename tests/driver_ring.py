@@ -127,7 +127,9 @@ class DriverRing:
     def post(self, *sizes: int) -> list[int]:
         """Offer one chain of writable buffers of these sizes; returns their addresses."""
         buffers = [self.memory.alloc(size, 1) for size in sizes]
-        self.offer(self.chain([(gpa, size, WRITE) for gpa, size in zip(buffers, sizes)]))
+        self.offer(
+            self.chain([(gpa, size, WRITE) for gpa, size in zip(buffers, sizes, strict=True)])
+        )
         return buffers
 
     def used_idx(self) -> int:
@@ -153,4 +155,18 @@ class DriverRing:
             head, length = struct.unpack("<II", self.memory.read(at, 8))
             entries.append(Used(head, length))
             self.used_seen = (self.used_seen + 1) & 0xFFFF
+        return entries
+
+    def collect_in_order(self) -> list[Used]:
+        """With IN_ORDER one entry stands for all completions up to it; it fills the gap."""
+        entries = []
+        seen, idx = self.used_seen, self.used_idx()
+        while seen != idx:
+            at = self.used + 4 + 8 * (seen % self.num)
+            head, length = struct.unpack("<II", self.memory.read(at, 8))
+            # the entry names the last head of its batch; heads here are one descriptor each
+            n = (head - seen) % self.num + 1
+            entries.append(Used(head, length))
+            seen = (seen + n) & 0xFFFF
+        self.used_seen = seen
         return entries

@@ -12,7 +12,18 @@ from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
 # 254 rings: a ring's index has 8 bits, see vhost_user_session.
 MAX_QUEUE_PAIRS = 127
 
-DEVICE_KEYS = ("socket", "backend", "queue-pairs", "client", "fill-checksums")
+# A second of spinning is more than any driver needs, and a typing error otherwise.
+MAX_BUSY_POLL_US = 1_000_000
+
+DEVICE_KEYS = (
+    "socket",
+    "backend",
+    "queue-pairs",
+    "client",
+    "fill-checksums",
+    "busy-poll-us",
+    "busy-poll-adaptive",
+)
 
 
 def devices_of(args: argparse.Namespace) -> tuple[DeviceOptions, ...]:
@@ -24,6 +35,8 @@ def devices_of(args: argparse.Namespace) -> tuple[DeviceOptions, ...]:
         "--queue-pairs": args.queue_pairs,
         "--client": args.client or None,
         "--fill-checksums": args.fill_checksums or None,
+        "--busy-poll-us": args.busy_poll_us or None,
+        "--busy-poll-adaptive": args.busy_poll_adaptive or None,
     }
     given = [option for option, value in flat.items() if value is not None]
     if not args.device:
@@ -66,6 +79,8 @@ def _flat_device(args: argparse.Namespace) -> DeviceOptions:
         is_client=args.client,
         queue_pairs=1 if args.queue_pairs is None else args.queue_pairs,
         fill_checksums=args.fill_checksums,
+        busy_poll_us=args.busy_poll_us,
+        busy_poll_adaptive=_adaptive("--", args.busy_poll_us, args.busy_poll_adaptive),
     )
 
 
@@ -97,10 +112,8 @@ def _parse_device(text: str) -> DeviceOptions:
         if key not in keys:
             raise UsageError(f"--device {text}: {key}= is needed")
     check_backend("--device: backend", keys["backend"])
-    try:
-        queue_pairs = number_within(1, MAX_QUEUE_PAIRS)(keys.get("queue-pairs", "1"))
-    except argparse.ArgumentTypeError as error:
-        raise UsageError(f"--device: queue-pairs: {error}") from None
+    queue_pairs = _number(keys, "queue-pairs", 1, MAX_QUEUE_PAIRS, "1")
+    busy_poll_us = _number(keys, "busy-poll-us", 0, MAX_BUSY_POLL_US, "0")
     return DeviceOptions(
         option=f"--device socket={keys['socket']}",
         backend=keys["backend"],
@@ -108,7 +121,24 @@ def _parse_device(text: str) -> DeviceOptions:
         is_client=_switch(keys, "client"),
         queue_pairs=queue_pairs,
         fill_checksums=_switch(keys, "fill-checksums"),
+        busy_poll_us=busy_poll_us,
+        busy_poll_adaptive=_adaptive(
+            "--device: ", busy_poll_us, _switch(keys, "busy-poll-adaptive")
+        ),
     )
+
+
+def _number(keys: dict[str, str], key: str, low: int, high: int, default: str) -> int:
+    try:
+        return number_within(low, high)(keys.get(key, default))
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--device: {key}: {error}") from None
+
+
+def _adaptive(prefix: str, busy_poll_us: int, wanted: bool) -> bool:
+    if wanted and not busy_poll_us:
+        raise UsageError(f"{prefix}busy-poll-adaptive needs busy-poll-us, the most it may reach")
+    return wanted
 
 
 def _switch(keys: dict[str, str], key: str) -> bool:

@@ -15,7 +15,7 @@ from types import FrameType
 
 from vhostnet.backends import BACKEND_SPECS, backend_kind
 from vhostnet.cli import logs
-from vhostnet.cli.device_options import MAX_QUEUE_PAIRS, devices_of
+from vhostnet.cli.device_options import MAX_BUSY_POLL_US, MAX_QUEUE_PAIRS, devices_of
 from vhostnet.cli.parser import number_within
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
 from vhostnet.errors import EXIT_OK, UsageError
@@ -104,11 +104,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that take such packets for broken",
     )
     what.add_argument(
+        "--busy-poll-us",
+        metavar="N",
+        type=number_within(0, MAX_BUSY_POLL_US),
+        default=0,
+        help="look at the rings for N microseconds before sleeping: fewer kicks, less delay, "
+        "more processor time (default: 0, off)",
+    )
+    what.add_argument(
+        "--busy-poll-adaptive",
+        action="store_true",
+        help="look for as long as it has proved worth it lately, at most --busy-poll-us",
+    )
+    what.add_argument(
         "--device",
         metavar="KEY=VALUE,...",
         action="append",
         help="several devices in one daemon, instead of the options above: socket=PATH, "
-        "backend=BACKEND, queue-pairs=N, client=on, fill-checksums=on; "
+        "backend=BACKEND, queue-pairs=N, client=on, fill-checksums=on, busy-poll-us=N, "
+        "busy-poll-adaptive=on; "
         "a comma within a value is written twice",
     )
     how = parser.add_argument_group("how the daemon behaves (it stays in the foreground)")
@@ -153,6 +167,8 @@ def main(args: argparse.Namespace) -> int:
                     queue_pairs=wanted.queue_pairs,
                     name=f"dev{number}",
                     call_later=loop.call_later,
+                    busy_poll_us=wanted.busy_poll_us,
+                    busy_poll_adaptive=wanted.busy_poll_adaptive,
                 )
                 for number, (backend, wanted) in enumerate(
                     zip(backends, options.devices, strict=True)

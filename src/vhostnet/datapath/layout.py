@@ -89,6 +89,11 @@ SPLIT_VRING = _record(
     "set_num_buffers",
     "event_idx",
     "notify_on_empty",
+    "in_order",
+    # with IN_ORDER: one used entry stands for all completions that are published together
+    "one_used_a_batch",
+    # how long to look at the ring before sleeping, nanoseconds
+    "busyloop_ns",
     # descriptors; -1 = none
     "kick_fd",
     "call_fd",
@@ -114,6 +119,11 @@ SPLIT_VRING = _record(
     # last_used_idx at the last signal test, and whether it means anything
     "signalled_used",
     "signalled_used_valid",
+    # with IN_ORDER: the next head (free-running), and what the last chain took of the table
+    "next_head",
+    "chain_descs",
+    # the handler found the ring empty: it waits for the driver, not for the backend
+    "wants_kick",
     # our copy of used->flags
     "used_flags",
     # index of the region that served the last translation
@@ -133,9 +143,16 @@ WORKER = _record(
     "n_work",
     # address of EPOLL_EVENT[EPOLL_BATCH]
     "events_hva",
+    # address of a struct timespec
+    "timespec_hva",
+    # busy polling adapts: how long it is worth to spin now, nanoseconds
+    "adaptive",
+    "spin_ns",
     # --- counters
     "wakeups",
     "runs",
+    "spins",
+    "spin_hits",
 )
 
 # Work items, also the `data` of the worker's epoll events.

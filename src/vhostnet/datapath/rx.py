@@ -16,7 +16,6 @@ from .vring_ops import (
     add_used,
     disable_notify,
     discard_vq_desc,
-    enable_notify,
     get_vq_desc,
     publish_used,
     signal_used,
@@ -32,7 +31,7 @@ TOO_SMALL = -100
 def _hand_back(vq: Record, heads: Any, n: int) -> None:
     """Complete heads[:n] with length 0: nothing was written to them."""
     for k in range(n):
-        add_used(vq, int(heads[k]["id"]), 0)
+        add_used(vq, int(heads[k]["id"]), 0, 1)
 
 
 @helper
@@ -55,37 +54,53 @@ def get_rx_bufs(vq: Record, mem: Any, iov: Any, heads: Any, need: int) -> tuple[
     Source: Linux get_rx_bufs().
     """
     n_heads = 0
+    n_descs = 0
     n_iov = 0
     room = 0
     while room < need:
         if n_heads >= UIO_MAXIOV:
-            discard_vq_desc(vq, n_heads)
+            discard_vq_desc(vq, n_heads, n_descs)
             return RING_TOO_MANY_IOVS, 0
         head, n_out, n_in, _out_len, in_len = get_vq_desc(vq, mem, iov, n_iov)
         if head < 0:
             if n_heads > 0:
-                discard_vq_desc(vq, n_heads)
+                discard_vq_desc(vq, n_heads, n_descs)
             return (NO_BUFFERS if head == RING_EMPTY else head), 0
         heads[n_heads]["id"] = head
         heads[n_heads]["room"] = in_len
         n_heads += 1
+        n_descs += int(vq["chain_descs"])
         if n_out > 0 or n_in == 0:
             vq["drop_malformed"] += 1
             ring_fault(vq)
             _hand_back(vq, heads, n_heads)
             n_heads = 0
+            n_descs = 0
             n_iov = 0
             room = 0
             continue
         n_iov += n_in
         room += in_len
         if n_iov > UIO_MAXIOV:
-            discard_vq_desc(vq, n_heads)
+            discard_vq_desc(vq, n_heads, n_descs)
             return RING_TOO_MANY_IOVS, 0
         if room < need and not vq["mergeable"]:
-            discard_vq_desc(vq, 1)
+            discard_vq_desc(vq, n_heads, n_descs)
             return TOO_SMALL, 0
     return n_heads, n_iov
+
+
+@helper
+def _complete(vq: Record, heads: Any, n: int, total: int) -> None:
+    """Used entries for one packet of *total* bytes in heads[:n]: each full but the last."""
+    left = total
+    for k in range(n):
+        length = min(left, int(heads[k]["room"]))
+        left -= length
+        if not vq["in_order"]:
+            add_used(vq, int(heads[k]["id"]), length, 1)
+        elif k == n - 1:
+            add_used(vq, int(heads[k]["id"]), length, n)
 
 
 @helper
@@ -101,6 +116,7 @@ def handle_rx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any, heads:
     Source: Linux handle_rx().
     """
     disable_notify(vq)
+    vq["wants_kick"] = 0
     taken = 0
     taken_bytes = 0
     outcome = HANDLED
@@ -112,11 +128,7 @@ def handle_rx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any, heads:
             break
         n_heads, n_iov = get_rx_bufs(vq, mem, iov, heads, need)
         if n_heads == NO_BUFFERS:
-            publish_used(vq)
-            signal_used(vq)
-            if enable_notify(vq):
-                disable_notify(vq)
-                continue
+            vq["wants_kick"] = 1
             break
         if n_heads == TOO_SMALL:
             vq["drop_too_small"] += 1
@@ -129,11 +141,7 @@ def handle_rx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any, heads:
                 store_relaxed_u16(packet_hva + VNET_HDR_NUM_BUFFERS, n_heads)
             iov_from_buffer(iov, 0, n_iov, packet_hva, need)
             backend_consume(bk)
-            left = need
-            for k in range(n_heads):
-                length = min(left, int(heads[k]["room"]))
-                add_used(vq, int(heads[k]["id"]), length)
-                left -= length
+            _complete(vq, heads, n_heads, need)
             vq["packets"] += 1
             vq["bytes"] += need
             if int(vq["done_idx"]) > VHOST_NET_BATCH:

@@ -75,6 +75,7 @@ from .vring_ops import (
     publish_used,
     signal_eventfd,
     signal_used,
+    vq_avail_changed,
 )
 
 Record = Any
@@ -166,9 +167,13 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
         if ((idx - last) & 0xFFFF) > num:
             return RING_AVAIL_JUMP, 0, 0, 0, 0
         vq["avail_idx"] = idx
-    head = load_relaxed_u16(int(vq["avail_hva"]) + VRING_AVAIL_RING + 2 * (last & (num - 1)))
-    if head >= num:
-        return RING_BAD_HEAD, 0, 0, 0, 0
+    if vq["in_order"]:  # the avail ring cannot say anything else
+        head = int(vq["next_head"]) & (num - 1)
+    else:
+        slot = last & (num - 1)
+        head = load_relaxed_u16(int(vq["avail_hva"]) + VRING_AVAIL_RING + 2 * slot)
+        if head >= num:
+            return RING_BAD_HEAD, 0, 0, 0, 0
     desc_hva = int(vq["desc_hva"])
     n_out = 0
     n_in = 0
@@ -213,21 +218,30 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
         if i >= num:
             return RING_BAD_NEXT, 0, 0, 0, 0
     vq["last_avail_idx"] = (last + 1) & 0xFFFF
+    vq["next_head"] = (int(vq["next_head"]) + found) & 0xFFFF
+    vq["chain_descs"] = found
     return head, n_out, n_in, out_len, in_len
 
 
 @implements(discard_vq_desc, SPLIT_VRING)
-def _discard_vq_desc(vq: Record, n: int) -> None:
+def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:
     vq["last_avail_idx"] = (int(vq["last_avail_idx"]) - n) & 0xFFFF
+    vq["next_head"] = (int(vq["next_head"]) - n_descs) & 0xFFFF
 
 
 @implements(add_used, SPLIT_VRING)
-def _add_used(vq: Record, head: int, length: int) -> None:
-    slot = (int(vq["last_used_idx"]) + int(vq["done_idx"])) & (int(vq["split_num"]) - 1)
+def _add_used(vq: Record, head: int, length: int, n: int) -> None:
+    ahead = 0 if vq["one_used_a_batch"] else int(vq["done_idx"])
+    slot = (int(vq["last_used_idx"]) + ahead) & (int(vq["split_num"]) - 1)
     hva = int(vq["used_hva"]) + VRING_USED_RING + slot * VRING_USED_ELEM_SIZE
     store_relaxed_u32(hva, head)
     store_relaxed_u32(hva + 4, length)
-    vq["done_idx"] += 1
+    vq["done_idx"] += n
+
+
+@implements(vq_avail_changed, SPLIT_VRING)
+def _vq_avail_changed(vq: Record) -> bool:
+    return load_acquire_u16(int(vq["avail_hva"]) + VRING_AVAIL_IDX) != int(vq["avail_idx"])
 
 
 @helper

@@ -14,7 +14,6 @@ from .vring_ops import (
     add_used,
     disable_notify,
     discard_vq_desc,
-    enable_notify,
     get_vq_desc,
     publish_used,
     signal_used,
@@ -34,8 +33,8 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
     is counted by cause and completed.  Only a backend without room keeps it: the chain goes
     back to the ring and is tried again when the backend can be written.
 
-    The last completions of a run are published but not yet signalled: the worker does that
-    a moment later, together with what comes back (see `worker_loop`).
+    When the ring is empty, kicks are not asked for yet, and the last completions are published
+    but not signalled: the worker does both before it sleeps (see `worker_loop`).
 
     Returns:
         HANDLED_*.
@@ -43,6 +42,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
     Source: Linux handle_tx_copy().
     """
     disable_notify(vq)
+    vq["wants_kick"] = 0
     hdr_len = int(vq["hdr_len"])
     taken = 0
     taken_bytes = 0
@@ -55,11 +55,10 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
         if head < 0:
             # Completions first: the driver may wait for them before it kicks again.
             publish_used(vq)
-            if head != RING_EMPTY:
+            if head == RING_EMPTY:
+                vq["wants_kick"] = 1
+            else:
                 outcome = ring_error(vq, head)
-            elif enable_notify(vq):
-                disable_notify(vq)
-                continue
             break
         if n_in > 0:
             vq["drop_malformed"] += 1
@@ -76,7 +75,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
                 vq["bytes"] += out_len
             elif result == -EAGAIN or result == -ENOMEM or result == -ENOBUFS:
                 # Notifications stay off: the socket, not the driver, says when to go on.
-                discard_vq_desc(vq, 1)
+                discard_vq_desc(vq, 1, int(vq["chain_descs"]))
                 publish_used(vq)
                 if result != -EAGAIN:
                     work_queue(worker, WORK_TX_NET)
@@ -87,11 +86,12 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
                 vq["drop_refused"] += 1
                 if result == -EBADFD:
                     outcome = HANDLED_BACKEND_GONE
-        add_used(vq, head, 0)
+        add_used(vq, head, 0, 1)
         taken += 1
         taken_bytes += out_len
         if exceeds_weight(taken, taken_bytes):
             publish_used(vq)
+            signal_used(vq)
             work_queue(worker, WORK_TX_KICK)
             break
     return outcome

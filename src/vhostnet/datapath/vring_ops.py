@@ -35,14 +35,22 @@ def get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int,
 
 
 @family
-def discard_vq_desc(vq: Record, n: int) -> None:
-    """Give back the last *n* chains taken: they will be taken again (Linux name)."""
+def discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:
+    """Give back the last *n* chains taken: they will be taken again (Linux name).
+
+    Args:
+        n_descs: the sum of `vq["chain_descs"]` after each of them (IN_ORDER counts these).
+    """
     raise NotImplementedError
 
 
 @family
-def add_used(vq: Record, head: int, length: int) -> None:
-    """Write a used entry: *length* bytes were written to chain *head*; not yet published."""
+def add_used(vq: Record, head: int, length: int, n: int) -> None:
+    """Write a used entry: *length* bytes were written to chain *head*; not yet published.
+
+    Args:
+        n: chains that the entry stands for, *head* the last of them; 1 without IN_ORDER.
+    """
     raise NotImplementedError
 
 
@@ -61,6 +69,12 @@ def signal_used(vq: Record) -> None:
 
     Source: Linux vhost_signal().
     """
+    raise NotImplementedError
+
+
+@family
+def vq_avail_changed(vq: Record) -> bool:
+    """Whether the driver has made anything available since we last saw its index."""
     raise NotImplementedError
 
 

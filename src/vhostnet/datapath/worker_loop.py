@@ -12,16 +12,19 @@ edge), and neither a backend that is readable while the guest has no buffers nor
 always writable costs a turn.  The kernel stays here, without the GIL, until the control
 eventfd asks it to stop or something happens that Python should log.
 
-Interrupts are costly for a guest.  What a transmission brings back (a TCP acknowledgement) is
-there when the TAP's write returns, so the completions of a TX run are signalled after one more
-look at the backend: the guest then gets one interrupt for both.
-
-    WAITING   in epoll_wait, nothing queued
-        Operations:  any edge queues work and wakes us
     RUNNING   work queued; epoll is asked with timeout 0 between turns
         Caveats:     rings and memory may be changed by nobody else
+    SPINNING  nothing queued, busy polling on: rings and epoll are looked at for a while
+        Operations:  a ring that changed, or any edge, queues work
+    WAITING   kicks were asked for, everything is signalled; in epoll_wait
+        Operations:  any edge queues work and wakes us
     PARKED    this kernel has returned; see device/worker.py
         Operations:  control may change everything
+
+Kicks and interrupts are what a guest pays for, so both are put off to the moment before
+WAITING.  What a transmission brings back (a TCP acknowledgement) is there when the TAP's write
+returns: TX completions are signalled after one more look at the backend, and the guest gets
+one interrupt for both.  A driver that adds buffers meanwhile need not kick.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from vhostnet.native.ordering import load_relaxed_i32, load_relaxed_i64
 
 from . import split_ring, via_gen, via_loop, via_null, via_tap  # noqa: F401  (the bodies)
 from .backend_ops import backend_ready, backend_turns
+from .busy_poll import spin_once, spin_result, spin_until
 from .codes import (
     HANDLED,
     HANDLED_BACKEND_GONE,
@@ -57,7 +61,7 @@ from .layout import (
 )
 from .rx import handle_rx
 from .tx import handle_tx
-from .vring_ops import signal_used
+from .vring_ops import disable_notify, enable_notify, signal_used
 from .work import work_queue, work_take
 
 Record = Any
@@ -113,6 +117,97 @@ def poll_wait(
     return stop
 
 
+@helper
+def _ask_for_kicks(worker: Record, vq: Record, item: int) -> None:
+    """Ask the driver to kick if its ring ran empty; if it was quicker, queue the handler."""
+    if vq["wants_kick"] and vq["active"] and enable_notify(vq):
+        disable_notify(vq)
+        work_queue(worker, item)
+
+
+@helper
+def prepare_to_wait(worker: Record, rx: Record, tx: Record) -> None:
+    """Everything the guest has to know before we sleep; may queue work instead."""
+    signal_used(tx)
+    _ask_for_kicks(worker, rx, WORK_RX_KICK)
+    _ask_for_kicks(worker, tx, WORK_TX_KICK)
+
+
+@helper
+def busy_poll(worker: Record, rx: Record, tx: Record, rx_bk: Record, tx_bk: Record) -> int:
+    """SPINNING: look until something queues work or the time is up; as `poll_wait`."""
+    deadline_ns = spin_until(worker, rx, tx)
+    stop = 0
+    while deadline_ns > 0:
+        deadline_ns = spin_once(worker, rx, tx, deadline_ns)
+        stop = poll_wait(worker, rx, tx, rx_bk, tx_bk, 0)
+        if int(worker["n_work"]) > 0:
+            spin_result(worker, rx, tx, True)
+            return stop
+        if stop != 0:
+            return stop
+        if deadline_ns == 0:
+            spin_result(worker, rx, tx, False)
+    return stop
+
+
+@helper
+def handle_rx_kick(worker: Record, rx: Record, mem: Any, bk: Record, iov: Any, heads: Any) -> int:
+    """The guest has posted receive buffers."""
+    return handle_rx(worker, rx, mem, bk, iov, heads) if rx["active"] else HANDLED
+
+
+@helper
+def handle_tx_kick(worker: Record, tx: Record, mem: Any, bk: Record, iov: Any) -> int:
+    """The guest has packets to send."""
+    return handle_tx(worker, tx, mem, bk, iov) if tx["active"] else HANDLED
+
+
+@helper
+def handle_rx_net(worker: Record, rx: Record, mem: Any, bk: Record, iov: Any, heads: Any) -> int:
+    """The backend has packets for the guest."""
+    return handle_rx(worker, rx, mem, bk, iov, heads) if rx["active"] else HANDLED
+
+
+@helper
+def handle_tx_net(worker: Record, tx: Record, mem: Any, bk: Record, iov: Any) -> int:
+    """The backend has room again."""
+    return handle_tx(worker, tx, mem, bk, iov) if tx["active"] else HANDLED
+
+
+@helper
+def run_work(
+    worker: Record,
+    rx: Record,
+    tx: Record,
+    mem: Any,
+    rx_bk: Record,
+    tx_bk: Record,
+    iov: Any,
+    heads: Any,
+) -> int:
+    """Run the first work item; HANDLED, or the codes.WORKER_* that Python should hear."""
+    item = work_take(worker)
+    worker["runs"] += 1
+    if item == WORK_RX_KICK or item == WORK_RX_NET:
+        if item == WORK_RX_KICK:
+            result = handle_rx_kick(worker, rx, mem, rx_bk, iov, heads)
+        else:
+            result = handle_rx_net(worker, rx, mem, rx_bk, iov, heads)
+        error = WORKER_RX_ERROR
+    else:
+        if item == WORK_TX_KICK:
+            result = handle_tx_kick(worker, tx, mem, tx_bk, iov)
+        else:
+            result = handle_tx_net(worker, tx, mem, tx_bk, iov)
+        error = WORKER_TX_ERROR
+        if backend_turns(rx_bk):
+            work_queue(worker, WORK_RX_NET)
+    if result == HANDLED:
+        return HANDLED
+    return WORKER_BACKEND_GONE if result == HANDLED_BACKEND_GONE else error
+
+
 @kernel
 def vhost_worker(
     worker_array: Any,
@@ -144,40 +239,30 @@ def vhost_worker(
     tx = tx_array[0]
     rx_bk = rx_bk_array[0]
     tx_bk = tx_bk_array[0]
+    looked = False  # at the backend, since TX completions became due
     while True:
-        tx_signal_due = int(tx["signal_due"])
-        polled = int(rx["polled"]) + int(tx["polled"])
-        timeout_ms = POLL_MS if polled > 0 else -1
-        if int(worker["n_work"]) > 0 or tx_signal_due:
-            timeout_ms = 0
+        timeout_ms = 0
+        if int(worker["n_work"]) == 0:
+            if tx["signal_due"] and not looked:
+                looked = True
+            else:
+                looked = False
+                stop = busy_poll(worker, rx, tx, rx_bk, tx_bk)
+                if int(worker["n_work"]) == 0 and stop == 0:
+                    prepare_to_wait(worker, rx, tx)
+                    if int(worker["n_work"]) == 0:
+                        timeout_ms = POLL_MS if rx["polled"] or tx["polled"] else -1
         stop = poll_wait(worker, rx, tx, rx_bk, tx_bk, timeout_ms)
-        if polled > 0:
-            work_queue(worker, WORK_RX_KICK)
-            work_queue(worker, WORK_TX_KICK)
         if stop < 0:
             return stop
         worker["wakeups"] += 1
+        if rx["polled"] or tx["polled"]:
+            work_queue(worker, WORK_RX_KICK)
+            work_queue(worker, WORK_TX_KICK)
         for _ in range(int(worker["n_work"])):
-            item = work_take(worker)
-            worker["runs"] += 1
-            result = HANDLED
-            if item == WORK_RX_KICK or item == WORK_RX_NET:  # handle_rx_kick, handle_rx_net
-                if rx["active"]:
-                    result = handle_rx(worker, rx, mem, rx_bk, iov, heads)
-                if result != HANDLED:
-                    return (
-                        WORKER_BACKEND_GONE if result == HANDLED_BACKEND_GONE else WORKER_RX_ERROR
-                    )
-            else:  # handle_tx_kick, handle_tx_net
-                if tx["active"]:
-                    result = handle_tx(worker, tx, mem, tx_bk, iov)
-                    if backend_turns(rx_bk):
-                        work_queue(worker, WORK_RX_NET)
-                if result != HANDLED:
-                    return (
-                        WORKER_BACKEND_GONE if result == HANDLED_BACKEND_GONE else WORKER_TX_ERROR
-                    )
-        if tx_signal_due or stop > 0:
-            signal_used(tx)
+            result = run_work(worker, rx, tx, mem, rx_bk, tx_bk, iov, heads)
+            if result != HANDLED:
+                return result
         if stop > 0:  # after the work: what was ready before control asked is done (a flush)
+            prepare_to_wait(worker, rx, tx)
             return WORKER_STOPPED

@@ -45,13 +45,11 @@ from vhostnet.datapath.worker_loop import vhost_worker
 from vhostnet.errors import PeerError
 
 from .memory import MemoryTable
-from .vring import Vring, VringAddresses
+from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, Vring, VringAddresses
 from .worker import Worker
 
 log = logging.getLogger("vhostnet.device")
 
-VHOST_NET_VQ_RX = 0
-VHOST_NET_VQ_TX = 1
 _KICK_WORK = (WORK_RX_KICK, WORK_TX_KICK)
 _NET_WORK = (WORK_RX_NET, WORK_TX_NET)
 _DIRECTION = ("rx", "tx")
@@ -204,6 +202,20 @@ class VhostNet:
             old = ring.take_fd(name)
             ring.vq[name] = fd
         _close(old)
+
+    def set_vring_busyloop_timeout(
+        self, index: int, timeout_us: int, adaptive: bool = False
+    ) -> None:
+        """Look at the ring for so long before sleeping; units of 1024 ns, as in Linux.
+
+        Args:
+            adaptive: beyond Linux, for the whole instance: spin up to so long, as it proves
+                worth it.
+        """
+        with self.quiesced():
+            self.vqs[index].vq["busyloop_ns"] = timeout_us << 10
+            if self.worker is not None:
+                self.worker.record[0]["adaptive"] = adaptive
 
     # --- backend: what makes a ring run -----------------------------------------------
 

@@ -27,6 +27,7 @@ from vhostnet.datapath.layout import COUNTERS, SPLIT_VRING
 from vhostnet.errors import PeerError
 from vhostnet.native.ordering import load_acquire_u16, smp_mb, store_relaxed_u16
 from vhostnet.uapi.virtio import (
+    VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
     VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MRG_RXBUF,
@@ -41,6 +42,9 @@ from vhostnet.uapi.virtio import (
 )
 
 from .memory import MemoryTable
+
+VHOST_NET_VQ_RX = 0
+VHOST_NET_VQ_TX = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,8 @@ class Vring:
         vq["set_num_buffers"] = mergeable or modern
         vq["event_idx"] = features >> VIRTIO_RING_F_EVENT_IDX & 1
         vq["notify_on_empty"] = features >> VIRTIO_F_NOTIFY_ON_EMPTY & 1
+        vq["in_order"] = features >> VIRTIO_F_IN_ORDER & 1
+        vq["one_used_a_batch"] = vq["in_order"] and self.index == VHOST_NET_VQ_TX
 
     def set_num(self, num: int) -> None:
         """Entries; raises PeerError EBUSY while active, EINVAL for a bad size."""
@@ -113,6 +119,7 @@ class Vring:
             raise PeerError(f"ring {self.index}: base {base:#x} is beyond 0xffff")
         self.vq["last_avail_idx"] = base
         self.vq["avail_idx"] = base
+        self.vq["next_head"] = base
 
     def get_base(self) -> int:
         return int(self.vq["last_avail_idx"])
@@ -161,6 +168,7 @@ class Vring:
         vq["last_used_idx"] = self.read_used_idx()
         vq["done_idx"] = 0
         vq["signal_due"] = 0
+        vq["wants_kick"] = 0
         vq["signalled_used"] = vq["last_used_idx"]
         vq["signalled_used_valid"] = 0
         vq["avail_idx"] = vq["last_avail_idx"]

@@ -55,6 +55,7 @@ class Worker:
         self.name = name
         self.record = np.zeros(1, WORKER)
         self._events = np.zeros(EPOLL_BATCH, EPOLL_EVENT)
+        self._timespec = np.zeros(2, np.int64)
         self._run = run
         self._on_event = on_event
         self._epoll = select.epoll()
@@ -68,6 +69,7 @@ class Worker:
         self._ending = False
         self.record[0]["epfd"] = self._epoll.fileno()
         self.record[0]["events_hva"] = self._events.ctypes.data
+        self.record[0]["timespec_hva"] = self._timespec.ctypes.data
         self._register(self._control, select.EPOLLIN, EVENT_CONTROL)
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 

@@ -31,6 +31,8 @@ class DeviceOptions:
         backend: as `vhostnet.backends.open_backend` takes it.
         queue_pairs: 1 to 127.
         fill_checksums: compute the checksums that the guest left to us.
+        busy_poll_us: look at the rings for so long before sleeping; 0 is off.
+        busy_poll_adaptive: up to so long, as it proves worth it.
     """
 
     option: str
@@ -40,6 +42,8 @@ class DeviceOptions:
     is_client: bool = False
     queue_pairs: int = 1
     fill_checksums: bool = False
+    busy_poll_us: int = 0
+    busy_poll_adaptive: bool = False
 
 
 @dataclass(frozen=True, slots=True)

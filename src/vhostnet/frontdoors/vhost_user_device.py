@@ -23,14 +23,16 @@ from vhostnet.device.memory import (
     map_region,
     same_region,
 )
-from vhostnet.device.vhost_net import VHOST_NET_VQ_RX, VhostNet
-from vhostnet.device.vring import VringAddresses
+from vhostnet.device.vhost_net import VhostNet
+from vhostnet.device.vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, VringAddresses
 from vhostnet.errors import HostError, PeerError
 from vhostnet.protocol.verbs import MemoryRegion, VringAddr
 from vhostnet.uapi.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
 from vhostnet.uapi.virtio import (
     VIRTIO_F_ANY_LAYOUT,
+    VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
+    VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MQ,
     VIRTIO_NET_F_MTU,
@@ -47,6 +49,8 @@ from .vhost_user_rings import VhostUserRing
 log = logging.getLogger("vhostnet.device")
 
 RING_FEATURES = mask(
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_RING_RESET,
     VIRTIO_F_NOTIFY_ON_EMPTY,
     VIRTIO_F_ANY_LAYOUT,
     VIRTIO_RING_F_INDIRECT_DESC,
@@ -74,6 +78,7 @@ class VhostUserDevice:
         queue_pairs: RX/TX pairs, 1..127.
         name: what log lines call it.
         call_later: the control loop's timer, `(seconds, function) -> handle`.
+        busy_poll_us, busy_poll_adaptive: see VhostNet.set_vring_busyloop_timeout.
     """
 
     def __init__(
@@ -83,6 +88,8 @@ class VhostUserDevice:
         queue_pairs: int,
         name: str,
         call_later: Callable[[float, Callable[[], Any]], Timer],
+        busy_poll_us: int = 0,
+        busy_poll_adaptive: bool = False,
     ) -> None:
         self.name = name
         self.backend = backend
@@ -96,6 +103,8 @@ class VhostUserDevice:
             VhostUserRing(index, self.nets[index // 2], index % 2, backend.queues[index // 2])
             for index in range(self.n_rings)
         ]
+        self._busy_poll_us = busy_poll_us
+        self._busy_poll_adaptive = busy_poll_adaptive
         self._call_later = call_later
         self._link_timer: Timer | None = None
         self._session = False
@@ -318,6 +327,10 @@ class VhostUserDevice:
         ring = self.rings[index]
         if ring.net.worker is None:
             ring.net.set_owner(self._owner_pid)
+            for vq in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):
+                ring.net.set_vring_busyloop_timeout(
+                    vq, self._busy_poll_us, self._busy_poll_adaptive
+                )
         if fd is None:
             ring.net.set_vring_polled(ring.vq)
         else:

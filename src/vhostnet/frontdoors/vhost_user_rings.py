@@ -26,7 +26,8 @@ import logging
 from dataclasses import dataclass
 
 from vhostnet.backends.backend import BackendQueue
-from vhostnet.device.vhost_net import VHOST_NET_VQ_TX, VhostNet
+from vhostnet.device.vhost_net import VhostNet
+from vhostnet.device.vring import VHOST_NET_VQ_TX
 
 log = logging.getLogger("vhostnet.device")
 

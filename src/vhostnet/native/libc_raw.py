@@ -13,7 +13,7 @@ from typing import Any
 from numba import types
 from numba.extending import overload
 
-from .ordering import load_relaxed_i32
+from .ordering import load_relaxed_i32, load_relaxed_i64
 
 _libc = ctypes.CDLL(None, use_errno=True)
 for _name, _n_args in (("read", 3), ("write", 3), ("writev", 3), ("epoll_wait", 4)):
@@ -54,6 +54,12 @@ def epoll_wait(epfd: int, events_hva: int, n_events: int, timeout_ms: int) -> in
     )
 
 
+def monotonic_ns(timespec_hva: int) -> int:
+    """clock_gettime(2) of CLOCK_MONOTONIC in nanoseconds; *timespec_hva*: 16 bytes of scratch."""
+    _libc.clock_gettime(ctypes.c_int(1), ctypes.c_void_p(int(timespec_hva)))
+    return load_relaxed_i64(timespec_hva) * 1_000_000_000 + load_relaxed_i64(timespec_hva + 8)
+
+
 def copy_bytes(dst_hva: int, src_hva: int, size: int) -> None:
     """memcpy(3)."""
     ctypes.memmove(int(dst_hva), int(src_hva), int(size))
@@ -64,6 +70,7 @@ _c_read: Any = types.ExternalFunction("read", _i64(_i32, _i64, _i64))
 _c_write: Any = types.ExternalFunction("write", _i64(_i32, _i64, _i64))
 _c_writev: Any = types.ExternalFunction("writev", _i64(_i32, _i64, _i32))
 _c_epoll_wait: Any = types.ExternalFunction("epoll_wait", _i32(_i32, _i64, _i32, _i32))
+_c_clock_gettime: Any = types.ExternalFunction("clock_gettime", _i32(_i32, _i64))
 _c_memcpy: Any = types.ExternalFunction("memcpy", _i64(_i64, _i64, _i64))
 _c_errno_location: Any = types.ExternalFunction("__errno_location", _i64())
 
@@ -108,6 +115,16 @@ def _ol_epoll_wait(epfd, events_hva, n_events, timeout_ms):  # type: ignore[no-u
         if result < 0:
             return -load_relaxed_i32(_c_errno_location())
         return _i64(result)
+
+    return impl
+
+
+@overload(monotonic_ns)
+def _ol_monotonic_ns(timespec_hva):  # type: ignore[no-untyped-def]
+    def impl(timespec_hva):  # type: ignore[no-untyped-def]
+        _c_clock_gettime(1, timespec_hva)
+        seconds = load_relaxed_i64(timespec_hva)
+        return seconds * 1_000_000_000 + load_relaxed_i64(timespec_hva + 8)
 
     return impl
 

@@ -15,6 +15,7 @@ after it; "release": earlier writes stay before it.  The names of the barriers a
 from __future__ import annotations
 
 import ctypes
+import platform
 import threading
 from typing import Any
 
@@ -73,6 +74,10 @@ def store_i64(addr: int, value: int) -> None:
 def store_u8(addr: int, value: int) -> None:
     """Write a byte."""
     ctypes.c_uint8.from_address(addr).value = value
+
+
+def cpu_relax() -> None:
+    """Say that this is a spin loop: the sibling thread may have the core's units."""
 
 
 def smp_mb() -> None:
@@ -137,6 +142,27 @@ def _fence(order: str) -> Any:
     return fence
 
 
+def _relax_factory() -> Any:
+    @intrinsic
+    def relax(typingctx: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            # intrinsics, not inline assembly: Numba loads no assembly parser
+            if platform.machine() == "x86_64":
+                kind = ir.FunctionType(ir.VoidType(), [])
+                pause = builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), kind)
+                builder.call(pause, [])
+            elif platform.machine() == "aarch64":
+                kind = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+                hint = builder.module.declare_intrinsic("llvm.aarch64.hint", (), kind)
+                builder.call(hint, [ir.IntType(32)(1)])  # YIELD
+            return context.get_dummy_value()
+
+        return types.void(), codegen
+
+    return relax
+
+
+_relax = _relax_factory()
 _load_acquire_u16 = _load(16, "acquire", False)
 _load_relaxed_u16 = _load(16, "monotonic", False)
 _load_relaxed_i32 = _load(32, "monotonic", True)
@@ -202,6 +228,11 @@ def _ol_store_i64(addr, value):  # type: ignore[no-untyped-def]
 @overload(store_u8)
 def _ol_store_u8(addr, value):  # type: ignore[no-untyped-def]
     return lambda addr, value: _store_u8(addr, value)
+
+
+@overload(cpu_relax)
+def _ol_cpu_relax():  # type: ignore[no-untyped-def]
+    return lambda: _relax()
 
 
 @overload(smp_mb)

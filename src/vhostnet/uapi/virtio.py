@@ -11,6 +11,10 @@ VIRTIO_F_ANY_LAYOUT = 27
 VIRTIO_RING_F_INDIRECT_DESC = 28
 VIRTIO_RING_F_EVENT_IDX = 29
 VIRTIO_F_VERSION_1 = 32
+VIRTIO_F_ACCESS_PLATFORM = 33
+VIRTIO_F_RING_PACKED = 34
+VIRTIO_F_IN_ORDER = 35
+VIRTIO_F_RING_RESET = 40
 
 # Section 5.1.3, network device feature bits.
 VIRTIO_NET_F_CSUM = 0
@@ -56,6 +60,16 @@ VRING_USED_F_NO_NOTIFY = 1
 
 #: Section 2.7: a split ring has at most this many entries.
 VRING_NUM_MAX = 32768
+
+# struct pvirtq_desc, section 2.8.13: le64 addr, le32 len, le16 id, le16 flags.  Bit numbers.
+VRING_PACKED_DESC_F_AVAIL = 7
+VRING_PACKED_DESC_F_USED = 15
+# struct pvirtq_event_suppress, section 2.8.14: le16 off and wrap counter, le16 flags.
+VRING_PACKED_EVENT_SIZE = 4
+VRING_PACKED_EVENT_F_WRAP_CTR = 15
+VRING_PACKED_EVENT_FLAG_ENABLE = 0
+VRING_PACKED_EVENT_FLAG_DISABLE = 1
+VRING_PACKED_EVENT_FLAG_DESC = 2
 
 # struct virtio_net_hdr, section 5.1.6: u8 flags, u8 gso_type, le16 hdr_len, le16 gso_size,
 # le16 csum_start, le16 csum_offset, le16 num_buffers (the last only in the 12-byte form).

@@ -16,6 +16,7 @@ U8 = Annotated[int, "B"]
 U16 = Annotated[int, "H"]
 U32 = Annotated[int, "I"]
 U64 = Annotated[int, "Q"]
+I32 = Annotated[int, "i"]
 
 T = TypeVar("T")
 
