@@ -131,8 +131,7 @@ class GuestVM:
     def qmp(self, command: str, **arguments: Any) -> Any:
         """Run a QMP command, such as qmp("set_link", name="net0", up=False).
 
-        A word with a hyphen is written with an underscore in QMP's own commands only where
-        QEMU does so; pass others as qmp("object-add", **{"qom-type": ...}).
+        Names go to QEMU as they are; one with a hyphen needs qmp("object-add", **{"qom-type": x}).
         """
         if self._qmp is None:
             self._qmp = Qmp(self.folder / "qmp")

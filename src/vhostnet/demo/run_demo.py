@@ -142,6 +142,9 @@ def _measure(
     qemus = measure.Path(guest, host, guest_address=_QEMUS[1], host_address=_QEMUS[0])
     with progress.step("ping"):
         pinged = measure.ping(ours, options.pings)
+    progress.say(f"{pinged.sent} pings sent, {pinged.lost} lost")
+    if pinged.lost == pinged.sent:
+        raise HostError("the guest does not reach the host over vhostnet")
     report = Report(pinged, accel, versions, options.seconds)
     measure.start_iperf3(guest)
     for run in range(1, options.runs + 1):

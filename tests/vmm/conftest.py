@@ -1,0 +1,155 @@
+"""A bed for end-to-end tests: a namespace with a TAP, `vhostnet serve`, real guests.
+
+VHOSTNET_TEST_CARD=qemu puts QEMU's own card in vhostnet's place, for telling a fault of the bed
+from a fault of vhostnet.  Tests that only make sense for vhostnet are skipped then.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from vhostnet.demo import measure
+from vhostnet.demo.accel import accelerator
+from vhostnet.demo.daemon import Daemon
+from vhostnet.demo.guest_image import GuestImage, guest_image
+from vhostnet.demo.machine import Machine, Nic, TapNic, VhostUserNic
+from vhostnet.demo.netns import Namespace
+from vhostnet.demo.qemu import GuestVM
+from vhostnet.errors import HostError
+
+HOST, GUEST = "192.0.2.1", "192.0.2.2"
+RING_PACKED = 34  # the feature's bit number
+STAND_IN = os.environ.get("VHOSTNET_TEST_CARD") == "qemu"
+
+
+class Bed:
+    """A namespace, at most one daemon at a time, and guests; all of it ends with the test."""
+
+    def __init__(self, image: GuestImage, accel: str, folder: Path, stack: ExitStack) -> None:
+        self.image = image
+        self.accel = accel
+        self.folder = folder
+        self.socket = folder / "socket"
+        self.stack = stack
+        self.host = stack.enter_context(Namespace())
+        self.queue_pairs = 1
+
+    def serve(
+        self, *options: str, queue_pairs: int = 1, mtu: int | None = None, client: bool = False
+    ) -> Daemon | None:
+        """Make the TAP and start the daemon on it."""
+        self.queue_pairs = queue_pairs
+        self.host.add_tap("tap0", f"{HOST}/24", queue_pairs=queue_pairs, mtu=mtu)
+        return self.start_daemon(*options, client=client)
+
+    def start_daemon(self, *options: str, client: bool = False) -> Daemon | None:
+        """Start a (further) daemon on the TAP that is there."""
+        if STAND_IN:
+            return None
+        arguments = ["--socket-path", str(self.socket), "--backend", "tap:tap0", *options]
+        if self.queue_pairs > 1:
+            arguments += ["--queue-pairs", str(self.queue_pairs)]
+        if client:
+            arguments.append("--client")
+        daemon = Daemon(arguments, log=self.folder / "vhostnet.log", prefix=self.host.prefix)
+        return self.stack.enter_context(daemon)
+
+    def boot(
+        self,
+        machine: Machine | None = None,
+        properties: Mapping[str, str] | None = None,
+        *,
+        mtu: int | None = None,
+        server: bool = False,
+        reconnect_s: int | None = None,
+    ) -> GuestVM:
+        """Boot a guest on the daemon and give its eth0 an address."""
+        nic: Nic = VhostUserNic(
+            self.socket,
+            queue_pairs=self.queue_pairs,
+            server=server,
+            reconnect_s=reconnect_s,
+            properties=properties or {},
+        )
+        if STAND_IN:
+            nic = TapNic("tap0", queue_pairs=self.queue_pairs, properties=properties or {})
+        machine = machine or Machine(self.accel)
+        guest = GuestVM(self.image, machine, [nic], prefix=self.host.prefix)
+        self.stack.enter_context(guest)
+        guest.wait_for_shell()
+        if (properties or {}).get("packed") == "on" and not _negotiated(guest, RING_PACKED):
+            pytest.skip("packed rings were asked for but are not offered")
+        guest.add_address(0, f"{GUEST}/24", mtu=mtu)
+        return guest
+
+    def path(self, guest: GuestVM) -> measure.Path:
+        """Name the way between `guest` and the host."""
+        return measure.Path(guest, self.host, guest_address=GUEST, host_address=HOST)
+
+    def assert_pings(self, guest: GuestVM, *, size: int = 56) -> None:
+        """Check that the guest reaches the host and nothing is lost."""
+        result = measure.ping(self.path(guest), 10, size=size, interval_s=0.05)
+        assert (result.sent, result.lost) == (10, 0)
+
+    def assert_transfers(self, guest: GuestVM, mib: int = 4) -> None:
+        """Check that a file arrives unchanged, each way."""
+        for direction in measure.DIRECTIONS:
+            assert measure.transfer(self.path(guest), direction, mib), direction
+
+    def assert_quiet_log(self) -> None:
+        """Check that the daemon had no bug to report."""
+        log = self.folder / "vhostnet.log"
+        assert "Traceback" not in (log.read_text() if log.exists() else "")
+
+
+def _negotiated(guest: GuestVM, bit: int) -> bool:
+    """Tell whether the guest's driver and its first card agreed on a feature."""
+    return guest.check("cat /sys/bus/virtio/devices/virtio0/features")[bit] == "1"
+
+
+@pytest.fixture(scope="session")
+def image() -> GuestImage:
+    try:
+        return guest_image()
+    except HostError as err:
+        pytest.skip(str(err))
+
+
+@pytest.fixture(scope="session")
+def accel(image: GuestImage) -> str:
+    return accelerator(image)
+
+
+@pytest.fixture(scope="module")
+def shared_bed(
+    image: GuestImage, accel: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Bed]:
+    """A bed for all tests of a module that do not change it for the others."""
+    yield from _bed(image, accel, tmp_path_factory.mktemp("bed"))
+
+
+@pytest.fixture
+def bed(image: GuestImage, accel: str, tmp_path: Path) -> Iterator[Bed]:
+    """A bed of the test's own."""
+    yield from _bed(image, accel, tmp_path)
+
+
+@pytest.fixture
+def vhostnet_only() -> None:
+    if STAND_IN:
+        pytest.skip("says something about vhostnet only")
+
+
+def _bed(image: GuestImage, accel: str, folder: Path) -> Iterator[Bed]:
+    with ExitStack() as stack:
+        try:
+            made = Bed(image, accel, folder, stack)
+        except HostError as err:
+            pytest.skip(str(err))
+        yield made
+        made.assert_quiet_log()
