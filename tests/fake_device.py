@@ -76,6 +76,12 @@ class FakeDevice:
     def rem_mem_reg(self, region: MemoryRegion) -> None:
         self._note("rem_mem_reg", region)
 
+    def set_log_base(self, size: int, offset: int, fd: int) -> None:
+        self._note("set_log_base", size, offset, fd)
+
+    def set_log_fd(self, fd: int) -> None:
+        self._own("set_log_fd", 0, fd)
+
     def set_vring_num(self, index: int, num: int) -> None:
         self._note("set_vring_num", index, num)
 

@@ -94,6 +94,14 @@ SPLIT_VRING = _record(
     "one_used_a_batch",
     # how long to look at the ring before sleeping, nanoseconds
     "busyloop_ns",
+    # dirty log (live migration): our address of the bitmap and its bytes; are the data of
+    # received packets logged, are our writes to the used ring, and where that lies (gpa)
+    "log_hva",
+    "log_size",
+    "log_all",
+    "log_used",
+    "log_used_gpa",
+    "log_fd",
     # descriptors; -1 = none
     "kick_fd",
     "call_fd",

@@ -10,6 +10,7 @@ from vhostnet.uapi.virtio import VNET_HDR_NUM_BUFFERS
 
 from .backend_ops import backend_consume, backend_peek
 from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY, RING_TOO_MANY_IOVS
+from .dirty_log_raw import log_data
 from .iov import iov_from_buffer
 from .layout import UIO_MAXIOV, VHOST_NET_BATCH, WORK_RX_NET
 from .vring_ops import (
@@ -140,6 +141,8 @@ def handle_rx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any, heads:
             if vq["set_num_buffers"]:
                 store_relaxed_u16(packet_hva + VNET_HDR_NUM_BUFFERS, n_heads)
             iov_from_buffer(iov, 0, n_iov, packet_hva, need)
+            if vq["log_all"]:
+                log_data(vq, mem, iov, n_iov, need)
             backend_consume(bk)
             _complete(vq, heads, n_heads, need)
             vq["packets"] += 1

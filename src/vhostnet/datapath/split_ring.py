@@ -64,6 +64,7 @@ from .codes import (
     RING_TOO_MANY_IOVS,
     RING_UNMAPPED,
 )
+from .dirty_log_raw import log_used
 from .guest_memory_raw import read_guest, translate
 from .layout import SPLIT_VRING, UIO_MAXIOV
 from .vring_ops import (
@@ -265,6 +266,25 @@ def _driver_wants_signal(vq: Record) -> bool:
     return ((new - used_event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
 
 
+@helper
+def _log_used_entries(vq: Record, first: int, n: int) -> None:
+    """Log *n* used entries from index *first* on, which may go round the ring's end."""
+    num = int(vq["split_num"])
+    slot = first & (num - 1)
+    before_end = min(n, num - slot)
+    log_used(vq, VRING_USED_RING + slot * VRING_USED_ELEM_SIZE, before_end * VRING_USED_ELEM_SIZE)
+    log_used(vq, VRING_USED_RING, (n - before_end) * VRING_USED_ELEM_SIZE)
+
+
+@helper
+def _store_used_u16(vq: Record, offset: int, value: int) -> None:
+    """Write a word of the used ring that is ours alone: the flags or avail_event."""
+    store_relaxed_u16(int(vq["used_hva"]) + offset, value)
+    if vq["log_used"]:
+        log_used(vq, offset, 2)
+        signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
+
+
 @implements(publish_used, SPLIT_VRING)
 def _publish_used(vq: Record) -> None:
     done = int(vq["done_idx"])
@@ -277,8 +297,13 @@ def _publish_used(vq: Record) -> None:
     # If signalled_used is passed, 2^16 entries went by without a test: it means nothing now.
     if ((new - int(vq["signalled_used"])) & 0xFFFF) < ((new - old) & 0xFFFF):
         vq["signalled_used_valid"] = 0
+    if vq["log_used"]:
+        _log_used_entries(vq, old, done)
     # The entries and the data behind them must be visible before the index (2).
     store_release_u16(int(vq["used_hva"]) + VRING_USED_IDX, new)
+    if vq["log_used"]:
+        log_used(vq, VRING_USED_IDX, 2)
+        signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
     vq["signal_due"] = 1
 
 
@@ -301,7 +326,7 @@ def _disable_notify(vq: Record) -> None:
         return
     vq["used_flags"] |= VRING_USED_F_NO_NOTIFY
     if not vq["event_idx"]:  # with it, an avail_event left behind does the same
-        store_relaxed_u16(int(vq["used_hva"]) + VRING_USED_FLAGS, VRING_USED_F_NO_NOTIFY)
+        _store_used_u16(vq, VRING_USED_FLAGS, VRING_USED_F_NO_NOTIFY)
 
 
 @implements(enable_notify, SPLIT_VRING)
@@ -309,13 +334,12 @@ def _enable_notify(vq: Record) -> bool:
     if not int(vq["used_flags"]) & VRING_USED_F_NO_NOTIFY:
         return False
     vq["used_flags"] &= ~VRING_USED_F_NO_NOTIFY
-    used_hva = int(vq["used_hva"])
     seen = int(vq["avail_idx"])
     if vq["event_idx"]:
-        avail_event = used_hva + VRING_USED_RING + int(vq["split_num"]) * VRING_USED_ELEM_SIZE
-        store_relaxed_u16(avail_event, seen)
+        avail_event = VRING_USED_RING + int(vq["split_num"]) * VRING_USED_ELEM_SIZE
+        _store_used_u16(vq, avail_event, seen)
     else:
-        store_relaxed_u16(used_hva + VRING_USED_FLAGS, 0)
+        _store_used_u16(vq, VRING_USED_FLAGS, 0)
     smp_mb()  # our wish must be visible before avail->idx is read again (4)
     # Against the newest index *seen*: buffers that were seen and did not suffice are no news
     # (comparing with last_avail_idx made Linux spin from 5.18 to 7.1).

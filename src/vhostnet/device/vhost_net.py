@@ -92,10 +92,11 @@ class VhostNet:
                 self.set_vring_kick(index, -1)
                 self.set_vring_call(index, -1)
                 self.set_vring_err(index, -1)
+            self.set_log_fd(-1)
             self.worker.stop()
             self.worker = None
         for ring in self.vqs:
-            for name in ("kick_fd", "call_fd", "err_fd"):
+            for name in ("kick_fd", "call_fd", "err_fd", "log_fd"):
                 _close(ring.take_fd(name))
             ring.reset()
         self.features = 0
@@ -134,6 +135,12 @@ class VhostNet:
                     )
             self.memory = memory
 
+    def set_log(self, hva: int, size: int) -> None:
+        """Use the dirty bitmap of *size* bytes at *hva*; size 0: none."""
+        with self.quiesced():
+            for ring in self.vqs:
+                ring.set_log(hva, size)
+
     def set_vring_num(self, index: int, num: int) -> None:
         """Ring size in entries; see Vring.set_num."""
         self.vqs[index].set_num(num)
@@ -147,10 +154,17 @@ class VhostNet:
         with self.quiesced():
             return self.vqs[index].get_base()
 
-    def set_vring_addr(self, index: int, addresses: VringAddresses) -> None:
-        """Where the ring lies (uva); on an active ring it must translate (PeerError EINVAL)."""
+    def set_vring_addr(
+        self, index: int, addresses: VringAddresses, log_gpa: int | None = None
+    ) -> None:
+        """Where the ring lies (uva); on an active ring it must translate (PeerError EINVAL).
+
+        Args:
+            log_gpa: with VHOST_VRING_F_LOG, the used ring's address for the dirty log.
+        """
         with self.quiesced():
             ring = self.vqs[index]
+            ring.set_log_used(log_gpa)
             old = ring.addresses
             ring.set_addresses(addresses)
             if ring.active and not ring.place(self.memory):
@@ -195,6 +209,12 @@ class VhostNet:
     def set_vring_err(self, index: int, fd: int) -> None:
         """Report ring errors on *fd* (-1: none) from now on."""
         self._swap_fd(index, "err_fd", fd)
+
+    def set_log_fd(self, fd: int) -> None:
+        """Signal *fd* (-1: none) after each write to the dirty log."""
+        for index in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):
+            self._swap_fd(index, "log_fd", os.dup(fd) if fd >= 0 else -1)
+        _close(fd)
 
     def _swap_fd(self, index: int, name: str, fd: int) -> None:
         with self.quiesced():

@@ -23,10 +23,13 @@ from typing import Any
 
 import numpy as np
 
+from vhostnet.datapath.dirty_log_raw import log_used
 from vhostnet.datapath.layout import COUNTERS, SPLIT_VRING
+from vhostnet.datapath.vring_ops import signal_eventfd
 from vhostnet.errors import PeerError
 from vhostnet.native.ordering import load_acquire_u16, smp_mb, store_relaxed_u16
 from vhostnet.uapi.virtio import (
+    VHOST_F_LOG_ALL,
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
     VIRTIO_F_VERSION_1,
@@ -54,6 +57,10 @@ class VringAddresses:
     desc_uva: int
     avail_uva: int
     used_uva: int
+
+
+#: VHOST_SET_VRING_ADDR flag: log our writes to the used ring.
+VHOST_VRING_F_LOG = 0
 
 
 class Vring:
@@ -85,7 +92,7 @@ class Vring:
         self.record[0] = 0
         vq = self.vq
         vq["split_num"] = 1
-        vq["kick_fd"] = vq["call_fd"] = vq["err_fd"] = -1
+        vq["kick_fd"] = vq["call_fd"] = vq["err_fd"] = vq["log_fd"] = -1
         vq["one_hva"] = self._one.ctypes.data
         vq["desc_copy_hva"] = self._desc_copy.ctypes.data
         self.addresses = None
@@ -100,6 +107,7 @@ class Vring:
         vq["set_num_buffers"] = mergeable or modern
         vq["event_idx"] = features >> VIRTIO_RING_F_EVENT_IDX & 1
         vq["notify_on_empty"] = features >> VIRTIO_F_NOTIFY_ON_EMPTY & 1
+        vq["log_all"] = features >> VHOST_F_LOG_ALL & 1
         vq["in_order"] = features >> VIRTIO_F_IN_ORDER & 1
         vq["one_used_a_batch"] = vq["in_order"] and self.index == VHOST_NET_VQ_TX
 
@@ -133,6 +141,20 @@ class Vring:
             )
         self.addresses = addresses
 
+    def set_log_used(self, gpa: int | None) -> None:
+        """Log our writes to the used ring, which the guest has at *gpa*; None: do not.
+
+        Raises PeerError EINVAL for a bad alignment.
+        """
+        if gpa is not None and (gpa % 4 or gpa >= 1 << 63):
+            raise PeerError(f"ring {self.index}: log address {gpa:#x} must be 4-aligned")
+        self.vq["log_used"] = gpa is not None
+        self.vq["log_used_gpa"] = gpa or 0
+
+    def set_log(self, hva: int, size: int) -> None:
+        """Where the dirty bitmap is; size 0: there is none, nothing is logged."""
+        self.vq["log_hva"], self.vq["log_size"] = hva, size
+
     def place(self, memory: MemoryTable) -> bool:
         """Find the three parts in our address space; False if one is not all in one region."""
         if self.addresses is None:
@@ -165,6 +187,9 @@ class Vring:
         vq["used_flags"] = 0
         store_relaxed_u16(int(vq["used_hva"]) + VRING_USED_FLAGS, 0)
         smp_mb()
+        if vq["log_used"]:
+            log_used(vq, VRING_USED_FLAGS, 2)
+            signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
         vq["last_used_idx"] = self.read_used_idx()
         vq["done_idx"] = 0
         vq["signal_due"] = 0

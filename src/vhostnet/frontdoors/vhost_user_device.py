@@ -12,10 +12,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from vhostnet.backends.backend import Backend
+from vhostnet.device.dirty_log import DirtyLog
 from vhostnet.device.memory import (
     MemoryTable,
     Region,
@@ -24,11 +27,17 @@ from vhostnet.device.memory import (
     same_region,
 )
 from vhostnet.device.vhost_net import VhostNet
-from vhostnet.device.vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, VringAddresses
+from vhostnet.device.vring import (
+    VHOST_NET_VQ_RX,
+    VHOST_NET_VQ_TX,
+    VHOST_VRING_F_LOG,
+    VringAddresses,
+)
 from vhostnet.errors import HostError, PeerError
 from vhostnet.protocol.verbs import MemoryRegion, VringAddr
 from vhostnet.uapi.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
 from vhostnet.uapi.virtio import (
+    VHOST_F_LOG_ALL,
     VIRTIO_F_ANY_LAYOUT,
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
@@ -49,6 +58,7 @@ from .vhost_user_rings import VhostUserRing
 log = logging.getLogger("vhostnet.device")
 
 RING_FEATURES = mask(
+    VHOST_F_LOG_ALL,
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_RING_RESET,
     VIRTIO_F_NOTIFY_ON_EMPTY,
@@ -110,6 +120,8 @@ class VhostUserDevice:
         self._session = False
         self._owner_pid = 0
         self._memory = MemoryTable()
+        self._repeated: Counter[tuple[int, int, int]] = Counter()
+        self._log: DirtyLog | None = None
         self._features: int | None = None
         self._status = 0
 
@@ -137,6 +149,10 @@ class VhostUserDevice:
             ring.unplaced_logged = False
         self._memory.release()
         self._memory = MemoryTable()
+        self._repeated.clear()
+        if self._log is not None:
+            self._log.release()
+            self._log = None
         self._features = None
         self._status = 0
         self._set_link(False)
@@ -181,11 +197,14 @@ class VhostUserDevice:
             )
         if features == self._features:
             return
-        if any(ring.runs for ring in self.rings):
+        changed = features ^ (self._features or 0)
+        if changed & ~mask(VHOST_F_LOG_ALL) and any(ring.runs for ring in self.rings):
             raise PeerError("features cannot change while a ring runs", errno.EBUSY)
         self._features = features
         for net in self.nets:
             net.set_features(features)
+        if not changed & ~mask(VHOST_F_LOG_ALL):
+            return
         try:
             self.backend.negotiate(int(self.nets[0].rx.vq["hdr_len"]), features)
         except HostError as e:
@@ -217,18 +236,20 @@ class VhostUserDevice:
         self._replace_memory([], list(zip(regions, fds, strict=True)))
 
     def add_mem_reg(self, region: MemoryRegion, fd: int) -> None:
+        if self._find_mapped(region, fd) is not None:
+            # QEMU before 8.1 adds, and later removes, each region once a queue pair
+            self._repeated[region.key] += 1
+            return
         if len(self._memory.regions) >= self.max_mem_slots:
             raise PeerError(f"more than {self.max_mem_slots} memory slots", errno.E2BIG)
         self._replace_memory(list(self._memory.regions), [(region, fd)])
 
     def rem_mem_reg(self, region: MemoryRegion) -> None:
-        kept = [
-            r
-            for r in self._memory.regions
-            if (r.gpa, r.uva, r.size)
-            != (region.guest_phys_addr, region.userspace_addr, region.memory_size)
-        ]
+        kept = [r for r in self._memory.regions if (r.gpa, r.uva, r.size) != region.key]
         if len(kept) == len(self._memory.regions):
+            if self._repeated[region.key] > 0:
+                self._repeated[region.key] -= 1
+                return
             raise PeerError(f"there is no region at gpa {region.guest_phys_addr:#x} like this")
         self._replace_memory(kept, [])
 
@@ -279,6 +300,23 @@ class VhostUserDevice:
                 return region
         return None
 
+    # --- dirty log --------------------------------------------------------------------
+
+    def set_log_base(self, size: int, offset: int, fd: int) -> None:
+        new = DirtyLog.map(fd, size, offset)
+        old, self._log = self._log, new
+        for net in self.nets:
+            net.set_log(new.hva, new.size)
+        if old is not None:
+            old.release()
+
+    def set_log_fd(self, fd: int) -> None:
+        try:
+            for net in self.nets:
+                net.set_log_fd(os.dup(fd))
+        finally:
+            os.close(fd)
+
     # --- rings ------------------------------------------------------------------------
 
     def set_vring_num(self, index: int, num: int) -> None:
@@ -296,12 +334,14 @@ class VhostUserDevice:
             avail_uva=addr.avail_user_addr,
             used_uva=addr.used_user_addr,
         )
-        if addr.flags:
-            raise PeerError(f"ring flags {addr.flags:#x} were not offered", errno.EOPNOTSUPP)
-        if ring.runs and ring.net.vqs[ring.vq].addresses == addresses:
-            return
-        with self._reconfigured(ring):
-            ring.net.set_vring_addr(ring.vq, addresses)
+        if addr.flags & ~(1 << VHOST_VRING_F_LOG):
+            raise PeerError(f"ring flags {addr.flags:#x} are unknown", errno.EOPNOTSUPP)
+        log_gpa = addr.log_guest_addr if addr.flags & 1 << VHOST_VRING_F_LOG else None
+        if ring.net.vqs[ring.vq].addresses != addresses:
+            with self._reconfigured(ring):
+                ring.net.set_vring_addr(ring.vq, addresses, log_gpa)
+        else:  # a migration starts or ends: only the flag changes, the ring goes on
+            ring.net.set_vring_addr(ring.vq, addresses, log_gpa)
         self._settle(ring)
 
     def set_vring_base(self, index: int, base: int) -> None:

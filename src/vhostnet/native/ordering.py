@@ -76,6 +76,13 @@ def store_u8(addr: int, value: int) -> None:
     ctypes.c_uint8.from_address(addr).value = value
 
 
+def atomic_or_u8(addr: int, bits: int) -> None:
+    """Set bits of a byte that other processes set bits of too."""
+    with _mb_lock:
+        cell = ctypes.c_uint8.from_address(addr)
+        cell.value |= bits
+
+
 def cpu_relax() -> None:
     """Say that this is a spin loop: the sibling thread may have the core's units."""
 
@@ -130,6 +137,19 @@ def _store(bits: int, order: str) -> Any:
     return store
 
 
+def _or_factory() -> Any:
+    @intrinsic
+    def atomic_or(typingctx: Any, addr: Any, bits: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            ptr = builder.inttoptr(args[0], ir.PointerType(ir.IntType(8)))
+            builder.atomic_rmw("or", ptr, builder.trunc(args[1], ir.IntType(8)), "monotonic")
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return atomic_or
+
+
 def _fence(order: str) -> Any:
     @intrinsic
     def fence(typingctx: Any) -> Any:
@@ -163,6 +183,7 @@ def _relax_factory() -> Any:
 
 
 _relax = _relax_factory()
+_atomic_or_u8 = _or_factory()
 _load_acquire_u16 = _load(16, "acquire", False)
 _load_relaxed_u16 = _load(16, "monotonic", False)
 _load_relaxed_i32 = _load(32, "monotonic", True)
@@ -228,6 +249,11 @@ def _ol_store_i64(addr, value):  # type: ignore[no-untyped-def]
 @overload(store_u8)
 def _ol_store_u8(addr, value):  # type: ignore[no-untyped-def]
     return lambda addr, value: _store_u8(addr, value)
+
+
+@overload(atomic_or_u8)
+def _ol_atomic_or_u8(addr, bits):  # type: ignore[no-untyped-def]
+    return lambda addr, bits: _atomic_or_u8(addr, bits)
 
 
 @overload(cpu_relax)

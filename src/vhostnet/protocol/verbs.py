@@ -51,6 +51,12 @@ class VhostUserVerbs(Protocol):
     def rem_mem_reg(self, region: MemoryRegion) -> None:
         """Remove the region with this guest address, user address and size."""
 
+    def set_log_base(self, size: int, offset: int, fd: int) -> None:
+        """Log written pages in `size` bytes at `offset` of `fd`, which is only borrowed."""
+
+    def set_log_fd(self, fd: int) -> None:
+        """Signal `fd` after writes to the log.  Owns `fd`."""
+
     def set_vring_num(self, index: int, num: int) -> None:
         """Set the ring's size in entries."""
 

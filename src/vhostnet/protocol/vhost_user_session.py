@@ -44,6 +44,7 @@ from vhostnet.uapi.wire import Layout
 # (cloud-hypervisor once offered BACKEND_REQ without answering it, which broke QEMU).
 OFFERED_PROTOCOL_FEATURES = (
     vu.VHOST_USER_PROTOCOL_F_MQ,
+    vu.VHOST_USER_PROTOCOL_F_LOG_SHMFD,
     vu.VHOST_USER_PROTOCOL_F_RARP,
     vu.VHOST_USER_PROTOCOL_F_REPLY_ACK,
     vu.VHOST_USER_PROTOCOL_F_MTU,
@@ -253,6 +254,14 @@ class Session:
         # Some front-ends send the region's descriptor along; it stays in the request, unused.
         self._device.rem_mem_reg(message.region)
 
+    def set_log_base(self, log: vu.Log, request: Request) -> bytes:
+        self._device.set_log_base(log.mmap_size, log.mmap_offset, request.fds[0])
+        # With LOG_SHMFD there is always a reply; nobody looks at its content.
+        return vu.NUMBER.pack(vu.Number(0))
+
+    def set_log_fd(self, _nothing: vu.Nothing, request: Request) -> None:
+        self._device.set_log_fd(request.fds.pop())
+
     # --- Rings ---------------------------------------------------------------------------------
 
     def set_vring_num(self, state: vu.VringState, _request: Request) -> None:
@@ -339,12 +348,14 @@ def _reply(
     layout: Layout[P],
     handler: Callable[[Session, P, Request], bytes],
     *,
+    fds: tuple[int, int] = (0, 0),
     feature: int | None = None,
 ) -> Rule:
     """Declare a message with a reply of its own."""
-    return Rule(number, layout, False, 0, 0, Answer.REPLY, feature, handler)
+    return Rule(number, layout, False, *fds, Answer.REPLY, feature, handler)
 
 
+_LOG = vu.VHOST_USER_PROTOCOL_F_LOG_SHMFD
 _MQ = vu.VHOST_USER_PROTOCOL_F_MQ
 _SLOTS = vu.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
 _STATUS = vu.VHOST_USER_PROTOCOL_F_STATUS
@@ -363,6 +374,8 @@ RULES: dict[int, Rule] = {
             fds=(0, MAX_FDS),
             is_longer_allowed=True,
         ),
+        _reply(vu.VHOST_USER_SET_LOG_BASE, vu.LOG, Session.set_log_base, fds=(1, 1), feature=_LOG),
+        _ack(vu.VHOST_USER_SET_LOG_FD, vu.NOTHING, Session.set_log_fd, fds=(1, 1), feature=_LOG),
         _ack(vu.VHOST_USER_SET_VRING_NUM, vu.VRING_STATE, Session.set_vring_num),
         _ack(vu.VHOST_USER_SET_VRING_ADDR, vu.VRING_ADDR, Session.set_vring_addr),
         _ack(vu.VHOST_USER_SET_VRING_BASE, vu.VRING_STATE, Session.set_vring_base),

@@ -182,6 +182,25 @@ class VringAddr:
 
 
 @dataclass(frozen=True, slots=True)
+class Log:
+    """Where the dirty bitmap lies in the file that comes along.
+
+    ::
+
+        typedef struct VhostUserLog {
+            uint64_t mmap_size;
+            uint64_t mmap_offset;
+        } VhostUserLog;
+    """
+
+    mmap_size: U64
+    mmap_offset: U64
+
+
+LOG: Final = Layout(Log)
+
+
+@dataclass(frozen=True, slots=True)
 class MemoryRegion:
     """One piece of the guest's memory, shared by a file descriptor.
 
@@ -199,6 +218,11 @@ class MemoryRegion:
     memory_size: U64
     userspace_addr: U64
     mmap_offset: U64
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """What identifies a region in REM_MEM_REG: guest address, user address, size."""
+        return self.guest_phys_addr, self.userspace_addr, self.memory_size
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,9 @@ VIRTIO_F_RING_PACKED = 34
 VIRTIO_F_IN_ORDER = 35
 VIRTIO_F_RING_RESET = 40
 
+# Linux uapi/linux/vhost.h: between VMM and device only, never seen by a guest.
+VHOST_F_LOG_ALL = 26
+
 # Section 5.1.3, network device feature bits.
 VIRTIO_NET_F_CSUM = 0
 VIRTIO_NET_F_GUEST_CSUM = 1

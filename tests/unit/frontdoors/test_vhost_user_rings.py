@@ -243,6 +243,18 @@ def test_memory_taken_away_stops_the_ring_and_given_back_starts_it(card):
     assert one.runs(RX)
 
 
+def test_a_region_added_and_removed_once_a_queue_pair_is_one_region(card):
+    one = card(2)
+    for _ in range(2):
+        one.device.add_mem_reg(one.region, one.memory.fd)
+    assert len(one.device.nets[0].memory.regions) == 1
+    for _ in range(2):
+        one.device.rem_mem_reg(one.region)
+    assert len(one.device.nets[0].memory.regions) == 0
+    with pytest.raises(PeerError, match="no region"):
+        one.device.rem_mem_reg(one.region)
+
+
 def test_a_region_that_is_not_there_cannot_be_removed(card):
     with pytest.raises(PeerError, match="no region"):
         card().device.rem_mem_reg(MemoryRegion(0, 4096, 0, 0))

@@ -33,6 +33,8 @@ DOCUMENT = {
     3: ("SET_OWNER", 0, "ack", None),
     4: ("RESET_OWNER", 0, "ack", None),
     5: ("SET_MEM_TABLE", 8, "ack", None),
+    6: ("SET_LOG_BASE", 16, "reply", 1),
+    7: ("SET_LOG_FD", 0, "ack", 1),
     8: ("SET_VRING_NUM", 8, "ack", None),
     9: ("SET_VRING_ADDR", 40, "ack", None),
     10: ("SET_VRING_BASE", 8, "ack", None),
@@ -57,6 +59,7 @@ DOCUMENT = {
 VALID_PAYLOADS = {
     "SET_FEATURES": U64.pack(FEATURES),
     "SET_MEM_TABLE": STATE.pack(1, 0) + REGION.pack(0, 4096, 0x7F0000000000, 0),
+    "SET_LOG_BASE": struct.pack("=QQ", 0x1000, 0x2000),
     "SET_VRING_NUM": STATE.pack(1, 256),
     "SET_VRING_ADDR": ADDR.pack(1, 0, 0x1000, 0x3000, 0x2000, 0),
     "SET_VRING_BASE": STATE.pack(1, 0x80008000),
@@ -74,6 +77,8 @@ VALID_PAYLOADS = {
 }
 VALID_FDS = {
     "SET_MEM_TABLE": [50],
+    "SET_LOG_BASE": [50],
+    "SET_LOG_FD": [50],
     "SET_VRING_KICK": [50],
     "SET_VRING_CALL": [50],
     "SET_VRING_ERR": [50],
@@ -256,15 +261,15 @@ def test_a_message_that_is_not_offered_is_refused_by_name(number):
     assert device.calls == []
 
 
-def test_only_the_seven_features_are_offered():
+def test_only_what_is_wired_is_offered():
     answer = Session(FakeDevice()).handle(Request(15, PLAIN))
     bits = U64.unpack(answer[12:])[0]
-    assert [bit for bit in range(64) if bits >> bit & 1] == [0, 2, 3, 4, 13, 15, 16]
+    assert [bit for bit in range(64) if bits >> bit & 1] == [0, 1, 2, 3, 4, 13, 15, 16]
 
 
 def test_features_that_were_never_offered_are_refused():
     assert "0x1" in refused(Request(2, PLAIN, U64.pack(FEATURES | 1)))[0]
-    for bit in set(range(64)) - {0, 2, 3, 4, 13, 15, 16}:
+    for bit in set(range(64)) - {0, 1, 2, 3, 4, 13, 15, 16}:
         refused(Request(16, PLAIN, U64.pack(1 << bit)))
 
 
