@@ -21,6 +21,7 @@ class FakeDevice:
     def __init__(self, n_rings: int = 4, close_fd: Callable[[int], None] = os.close) -> None:
         self.n_rings = n_rings
         self.max_mem_slots = 32
+        self.iommu = True
         self.calls: list[tuple[object, ...]] = []
         self.owned: list[int] = []
         self.status = 0
@@ -75,6 +76,15 @@ class FakeDevice:
 
     def rem_mem_reg(self, region: MemoryRegion) -> None:
         self._note("rem_mem_reg", region)
+
+    def set_backend_req_fd(self, fd: int) -> None:
+        self._own("set_backend_req_fd", 0, fd)
+
+    def iotlb_update(self, iova: int, size: int, uva: int, perm: int) -> None:
+        self._note("iotlb_update", iova, size, uva, perm)
+
+    def iotlb_invalidate(self, iova: int, size: int) -> None:
+        self._note("iotlb_invalidate", iova, size)
 
     def set_log_base(self, size: int, offset: int, fd: int) -> None:
         self._note("set_log_base", size, offset, fd)

@@ -9,15 +9,17 @@ import json
 
 from vhostnet import __version__
 from vhostnet.backends import BACKEND_SPECS
-from vhostnet.protocol.vhost_user_session import OFFERED_PROTOCOL_FEATURES
+from vhostnet.protocol.vhost_user_session import (
+    IOMMU_PROTOCOL_FEATURES,
+    OFFERED_PROTOCOL_FEATURES,
+)
 from vhostnet.uapi.vhost_user import PROTOCOL_FEATURE_NAMES
 
 
 def capabilities() -> str:
     """The JSON text, one line."""
-    features = [
-        PROTOCOL_FEATURE_NAMES[bit].lower().replace("_", "-") for bit in OFFERED_PROTOCOL_FEATURES
-    ]
+    bits = sorted((*OFFERED_PROTOCOL_FEATURES, *IOMMU_PROTOCOL_FEATURES))
+    features = [PROTOCOL_FEATURE_NAMES[bit].lower().replace("_", "-") for bit in bits]
     return json.dumps(
         {
             "type": "net",

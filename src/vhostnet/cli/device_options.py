@@ -23,6 +23,7 @@ DEVICE_KEYS = (
     "fill-checksums",
     "busy-poll-us",
     "busy-poll-adaptive",
+    "iommu",
 )
 
 
@@ -37,6 +38,7 @@ def devices_of(args: argparse.Namespace) -> tuple[DeviceOptions, ...]:
         "--fill-checksums": args.fill_checksums or None,
         "--busy-poll-us": args.busy_poll_us or None,
         "--busy-poll-adaptive": args.busy_poll_adaptive or None,
+        "--iommu": args.iommu or None,
     }
     given = [option for option, value in flat.items() if value is not None]
     if not args.device:
@@ -81,6 +83,7 @@ def _flat_device(args: argparse.Namespace) -> DeviceOptions:
         fill_checksums=args.fill_checksums,
         busy_poll_us=args.busy_poll_us,
         busy_poll_adaptive=_adaptive("--", args.busy_poll_us, args.busy_poll_adaptive),
+        iommu=args.iommu,
     )
 
 
@@ -125,6 +128,7 @@ def _parse_device(text: str) -> DeviceOptions:
         busy_poll_adaptive=_adaptive(
             "--device: ", busy_poll_us, _switch(keys, "busy-poll-adaptive")
         ),
+        iommu=_switch(keys, "iommu"),
     )
 
 

@@ -117,12 +117,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="look for as long as it has proved worth it lately, at most --busy-poll-us",
     )
     what.add_argument(
+        "--iommu",
+        action="store_true",
+        help="let the guest's IOMMU (QEMU: iommu_platform=on) say what the card may reach",
+    )
+    what.add_argument(
         "--device",
         metavar="KEY=VALUE,...",
         action="append",
         help="several devices in one daemon, instead of the options above: socket=PATH, "
         "backend=BACKEND, queue-pairs=N, client=on, fill-checksums=on, busy-poll-us=N, "
-        "busy-poll-adaptive=on; "
+        "busy-poll-adaptive=on, iommu=on; "
         "a comma within a value is written twice",
     )
     how = parser.add_argument_group("how the daemon behaves (it stays in the foreground)")
@@ -169,6 +174,7 @@ def main(args: argparse.Namespace) -> int:
                     call_later=loop.call_later,
                     busy_poll_us=wanted.busy_poll_us,
                     busy_poll_adaptive=wanted.busy_poll_adaptive,
+                    iommu=wanted.iommu,
                 )
                 for number, (backend, wanted) in enumerate(
                     zip(backends, options.devices, strict=True)
@@ -207,7 +213,11 @@ def _warm(devices: Sequence[DeviceOptions]) -> None:
     from vhostnet.datapath import catalogue
 
     kinds = sorted({backend_kind(device.backend) for device in devices})
-    names = sorted({name for kind in kinds for name in catalogue.kernels_for(kind)})
+    names = {
+        name
+        for device in devices
+        for name in catalogue.kernels_for(backend_kind(device.backend), iommu=device.iommu)
+    }
     if not catalogue.is_warm(names):
         logger.info("compiling the data path for %s (once; some seconds)", ", ".join(kinds))
     report = catalogue.warm(names, lambda _name, _seconds: None)

@@ -19,11 +19,22 @@ from numba import types
 
 from vhostnet.native._jit import CACHE_DIR, JIT_ENABLED
 
-from .layout import GEN, IOVEC, LOOP, MAPPED_REGION, NULL, RX_HEAD, SPLIT_VRING, TAP, WORKER
+from .layout import (
+    GEN,
+    IOTLB_ENTRY,
+    IOVEC,
+    LOOP,
+    MAPPED_REGION,
+    NULL,
+    RX_HEAD,
+    SPLIT_VRING,
+    TAP,
+    WORKER,
+)
 from .worker_loop import vhost_worker
 
 _RINGS = {"split": SPLIT_VRING}
-_MEMORIES = {"mapped": MAPPED_REGION}
+_MEMORIES = {"mapped": MAPPED_REGION, "iotlb": IOTLB_ENTRY}
 _BACKENDS = {"tap": TAP, "null": NULL, "gen": GEN, "loop": LOOP}
 
 
@@ -63,6 +74,7 @@ def list_kernels() -> list[KernelSpec]:
                 _vector(ring_dtype),
                 _vector(ring_dtype),
                 _vector(memory_dtype),
+                _vector(MAPPED_REGION),
                 _vector(backend_dtype),
                 _vector(backend_dtype),
                 _vector(IOVEC),
@@ -75,9 +87,18 @@ def list_kernels() -> list[KernelSpec]:
     ]
 
 
-def kernels_for(backend_kind: str) -> list[str]:
-    """Names of the kernels that a device with this backend can need."""
-    return [k.name for k in list_kernels() if k.name.endswith(f"/{backend_kind}")]
+def kernels_for(backend_kind: str, *, iommu: bool = False) -> list[str]:
+    """Names of the kernels that a device with this backend can need.
+
+    Args:
+        iommu: the device offers ACCESS_PLATFORM.
+    """
+    memories = ("mapped", "iotlb") if iommu else ("mapped",)
+    return [
+        k.name
+        for k in list_kernels()
+        if k.name.split("/")[2] in memories and k.name.endswith(f"/{backend_kind}")
+    ]
 
 
 def _marker(name: str) -> Path:

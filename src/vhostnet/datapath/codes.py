@@ -23,6 +23,11 @@ RING_INDIRECT_TOO_BIG = -19  # E2BIG
 RING_INDIRECT_OVERRUN = -20  # EINVAL
 RING_INDIRECT_NESTED = -21  # EINVAL
 
+RING_FORBIDDEN = -22  # EPERM: the IOTLB has the address, but not for this access
+
+#: Not an error: the IOTLB does not have the address yet, the front-end is asked (EAGAIN).
+RING_MISS = -30
+
 RING_ERRORS: dict[int, str] = {
     RING_AVAIL_JUMP: "avail->idx moved by more than the ring holds",
     RING_BAD_HEAD: "the avail ring names a descriptor beyond the table",
@@ -35,6 +40,7 @@ RING_ERRORS: dict[int, str] = {
     RING_INDIRECT_UNMAPPED: "an indirect table is not in the guest's memory",
     RING_INDIRECT_TOO_BIG: "an indirect table has more than 65536 entries",
     RING_INDIRECT_OVERRUN: "an indirect chain runs past its table",
+    RING_FORBIDDEN: "the IOMMU forbids the access to a buffer",
     RING_INDIRECT_NESTED: "an indirect table holds an indirect descriptor",
 }
 
@@ -43,8 +49,11 @@ WORKER_STOPPED = 1  # the control eventfd asked for it
 WORKER_RX_ERROR = 2  # vring["last_error"] of the RX ring is new
 WORKER_TX_ERROR = 3  # the same, TX ring
 WORKER_BACKEND_GONE = 4  # the TAP was deleted under us
+WORKER_RX_MISS = 5  # vring["miss_iova"] of the RX ring is to be asked for
+WORKER_TX_MISS = 6  # the same, TX ring
 
 # What a handler tells the worker's loop.
 HANDLED = 0
 HANDLED_RING_ERROR = 1
 HANDLED_BACKEND_GONE = 2
+HANDLED_MISS = 3

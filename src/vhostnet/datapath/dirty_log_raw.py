@@ -38,18 +38,18 @@ def log_write(vq: Record, gpa: int, size: int) -> None:
 
 
 @helper
-def log_write_hva(vq: Record, mem: Any, hva: int, size: int) -> None:
+def log_write_hva(vq: Record, regions: Any, hva: int, size: int) -> None:
     """Mark the pages behind our addresses [hva, hva + size) dirty, under every gpa they have."""
-    for i in range(len(mem)):
-        start = int(mem[i]["hva"])
+    for i in range(len(regions)):
+        start = int(regions[i]["hva"])
         low = max(hva, start)
-        high = min(hva + size, start + int(mem[i]["size"]))
+        high = min(hva + size, start + int(regions[i]["size"]))
         if low < high:
-            log_write(vq, int(mem[i]["gpa"]) + (low - start), high - low)
+            log_write(vq, int(regions[i]["gpa"]) + (low - start), high - low)
 
 
 @helper
-def log_data(vq: Record, mem: Any, iov: Any, n: int, total: int) -> None:
+def log_data(vq: Record, regions: Any, iov: Any, n: int, total: int) -> None:
     """Log what one packet of *total* bytes has written to iov[:n]."""
     smp_wmb()  # the data before the bit
     left = total
@@ -57,7 +57,7 @@ def log_data(vq: Record, mem: Any, iov: Any, n: int, total: int) -> None:
         if left <= 0:
             break
         piece = min(left, int(iov[i]["iov_len"]))
-        log_write_hva(vq, mem, int(iov[i]["iov_base"]), piece)
+        log_write_hva(vq, regions, int(iov[i]["iov_base"]), piece)
         left -= piece
     signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
 

@@ -1,8 +1,13 @@
-"""From guest addresses to ours, never outside a region.
+"""From guest addresses to ours, never outside what the device may reach.
 
-A region table is the parameter that says *how* guest memory is reached: MAPPED_REGION[n]
-is memory mapped into our process, sorted by gpa, without overlaps.  `translate` is all that
-rings need, and it never answers with a byte that no region holds.
+The dtype of the table says *how* guest memory is reached, and chooses the body:
+
+* MAPPED_REGION[n]: guest physical addresses; memory mapped into our process.
+* IOTLB_ENTRY[n]: I/O virtual addresses, behind a virtual IOMMU; what is not in the table may be
+  there later, when the front-end has been asked.
+
+Tables are sorted by address and have no overlaps.  `translate` is all that rings need, and it
+never answers with a byte that the table does not hold.
 """
 
 from __future__ import annotations
@@ -12,24 +17,27 @@ from typing import Any
 from vhostnet.native._jit import family, helper, implements
 from vhostnet.native.libc_raw import copy_bytes
 
-from .layout import MAPPED_REGION
+from .codes import RING_FORBIDDEN, RING_MISS, RING_UNMAPPED
+from .layout import IOTLB_ENTRY, MAPPED_REGION, VHOST_ACCESS_RO
 
 Record = Any
 
 
 @family
-def translate(mem: Any, vq: Record, gpa: int, size: int) -> tuple[int, int]:
-    """Find our address of the guest's bytes [gpa, gpa + size).
+def translate(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[int, int]:
+    """Find our address of the guest's bytes [addr, addr + size).
 
     Args:
-        mem: region table; its dtype chooses the body.
-        vq: the ring that asks; keeps the index of the last region that matched.
-        gpa: signed 64-bit view of a guest physical address; hostile.
+        mem: the table.
+        vq: the ring that asks; keeps the index of the last entry that matched, and an
+            IOTLB's miss.
+        addr: signed 64-bit view of a guest address; hostile.
         size: bytes wanted, 1 .. 2**32.
+        access: VHOST_ACCESS_*.
 
     Returns:
-        (hva, n): the first n of the bytes are at hva, 1 <= n <= size; (0, 0) if the first
-        byte is in no region.
+        (hva, n): the first n of the bytes are at hva, 1 <= n <= size; (a ring code, 0) if
+        the first byte is not to be had.
 
     Source: Linux translate_desc().
     """
@@ -37,11 +45,17 @@ def translate(mem: Any, vq: Record, gpa: int, size: int) -> tuple[int, int]:
 
 
 @implements(translate, MAPPED_REGION)
-def _translate_mapped(mem: Any, vq: Record, gpa: int, size: int) -> tuple[int, int]:
+def _translate_mapped(
+    mem: Any,
+    vq: Record,
+    addr: int,
+    size: int,
+    access: int,  # noqa: ARG001
+) -> tuple[int, int]:
     n = len(mem)
     i = int(vq["last_region"])
     if i < n:
-        offset = gpa - int(mem[i]["gpa"])
+        offset = addr - int(mem[i]["gpa"])
         room = int(mem[i]["size"]) - offset
         if offset >= 0 and room > 0:
             return int(mem[i]["hva"]) + offset, min(size, room)
@@ -50,29 +64,56 @@ def _translate_mapped(mem: Any, vq: Record, gpa: int, size: int) -> tuple[int, i
     high = n
     while low < high:
         mid = (low + high) // 2
-        if int(mem[mid]["gpa"]) <= gpa:
+        if int(mem[mid]["gpa"]) <= addr:
             low = mid + 1
         else:
             high = mid
     if low == 0:
-        return 0, 0
+        return RING_UNMAPPED, 0
     i = low - 1
-    offset = gpa - int(mem[i]["gpa"])
+    offset = addr - int(mem[i]["gpa"])
     room = int(mem[i]["size"]) - offset
     if room <= 0:
-        return 0, 0
+        return RING_UNMAPPED, 0
     vq["last_region"] = i
     return int(mem[i]["hva"]) + offset, min(size, room)
 
 
+@implements(translate, IOTLB_ENTRY)
+def _translate_iotlb(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[int, int]:
+    low = 0
+    high = len(mem)
+    while low < high:
+        mid = (low + high) // 2
+        if int(mem[mid]["iova"]) <= addr:
+            low = mid + 1
+        else:
+            high = mid
+    if low > 0:
+        i = low - 1
+        offset = addr - int(mem[i]["iova"])
+        room = int(mem[i]["iova_size"]) - offset
+        if room > 0:
+            if int(mem[i]["perm"]) & access != access:
+                return RING_FORBIDDEN, 0
+            return int(mem[i]["iova_hva"]) + offset, min(size, room)
+    vq["miss_iova"] = addr
+    vq["miss_perm"] = access
+    return RING_MISS, 0
+
+
 @helper
-def read_guest(mem: Any, vq: Record, gpa: int, size: int, dst_hva: int) -> int:
-    """Copy *size* bytes at *gpa* to private memory, across regions; returns bytes copied."""
+def read_guest(mem: Any, vq: Record, addr: int, size: int, dst_hva: int) -> int:
+    """Copy *size* bytes at *addr* to private memory, across table entries.
+
+    Returns:
+        *size*, or the ring code of the first byte that is not to be had.
+    """
     done = 0
     while done < size:
-        hva, n = translate(mem, vq, gpa + done, size - done)
+        hva, n = translate(mem, vq, addr + done, size - done, VHOST_ACCESS_RO)
         if n == 0:
-            break
+            return hva
         copy_bytes(dst_hva + done, hva, n)
         done += n
     return done

@@ -54,6 +54,22 @@ MAPPED_REGION = np.dtype(
     ]
 )
 
+#: One range of I/O virtual addresses that a virtual IOMMU lets the device use.
+IOTLB_ENTRY = np.dtype(
+    [
+        # I/O virtual address of the first byte, and bytes
+        ("iova", "<i8"),
+        ("iova_size", "<i8"),
+        # our address of the first byte
+        ("iova_hva", "<i8"),
+        # VHOST_ACCESS_RO | VHOST_ACCESS_WO
+        ("perm", "<i8"),
+    ]
+)
+#: What a buffer is wanted for; the bits of an IOTLB entry's permission.
+VHOST_ACCESS_RO = 1
+VHOST_ACCESS_WO = 2
+
 #: Counters that every ring has, all w: worker, all since the ring's session began.
 COUNTERS = (
     "packets",  # moved to or from the backend
@@ -68,6 +84,7 @@ COUNTERS = (
     "drop_disabled",  # tx: the ring was disabled, the packet was discarded
     "drop_too_small",  # rx: the one buffer was too small, the packet was thrown away
     "ring_errors",  # the ring was found broken
+    "iotlb_misses",  # an address was not in the IOTLB; the front-end was asked
 )
 
 SPLIT_VRING = _record(
@@ -136,6 +153,9 @@ SPLIT_VRING = _record(
     "used_flags",
     # index of the region that served the last translation
     "last_region",
+    # the I/O virtual address that the IOTLB did not have, and the access wanted
+    "miss_iova",
+    "miss_perm",
     # last ring error found (codes.RING_*), 0 = none since the ring started
     "last_error",
     *COUNTERS,

@@ -105,7 +105,9 @@ def _complete(vq: Record, heads: Any, n: int, total: int) -> None:
 
 
 @helper
-def handle_rx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any, heads: Any) -> int:
+def handle_rx(
+    worker: Record, vq: Record, mem: Any, regions: Any, bk: Record, iov: Any, heads: Any
+) -> int:
     """Deliver what the backend has, at most one weight of it.
 
     Returns:
@@ -142,7 +144,7 @@ def handle_rx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any, heads:
                 store_relaxed_u16(packet_hva + VNET_HDR_NUM_BUFFERS, n_heads)
             iov_from_buffer(iov, 0, n_iov, packet_hva, need)
             if vq["log_all"]:
-                log_data(vq, mem, iov, n_iov, need)
+                log_data(vq, regions, iov, n_iov, need)
             backend_consume(bk)
             _complete(vq, heads, n_heads, need)
             vq["packets"] += 1

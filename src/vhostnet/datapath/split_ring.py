@@ -66,7 +66,7 @@ from .codes import (
 )
 from .dirty_log_raw import log_used
 from .guest_memory_raw import read_guest, translate
-from .layout import SPLIT_VRING, UIO_MAXIOV
+from .layout import SPLIT_VRING, UIO_MAXIOV, VHOST_ACCESS_RO, VHOST_ACCESS_WO
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -84,20 +84,28 @@ MAX_INDIRECT = 65536
 
 
 @helper
-def _add_buffer(vq: Record, mem: Any, iov: Any, at: int, n: int, gpa: int, size: int) -> int:
+def _add_buffer(
+    vq: Record, mem: Any, iov: Any, at: int, n: int, gpa: int, size: int, access: int
+) -> int:
     """Append the pieces of one buffer to iov[at + n:]; returns the new n or an error."""
     done = 0
     while done < size:
         if n >= UIO_MAXIOV:
             return RING_TOO_MANY_IOVS
-        hva, piece = translate(mem, vq, gpa + done, size - done)
+        hva, piece = translate(mem, vq, gpa + done, size - done, access)
         if piece == 0:
-            return RING_UNMAPPED
+            return hva
         iov[at + n]["iov_base"] = hva
         iov[at + n]["iov_len"] = piece
         n += 1
         done += piece
     return n
+
+
+@helper
+def _table_error(code: int) -> int:
+    """What an indirect table that is not to be had is called; a miss stays a miss."""
+    return RING_INDIRECT_UNMAPPED if code == RING_UNMAPPED else code
 
 
 @helper
@@ -118,9 +126,9 @@ def _walk_indirect(
     # the whole table has to be there, even what the chain does not use
     checked = 0
     while checked < size:
-        _hva, piece = translate(mem, vq, table + checked, size - checked)
+        hva, piece = translate(mem, vq, table + checked, size - checked, VHOST_ACCESS_RO)
         if piece == 0:
-            return RING_INDIRECT_UNMAPPED, 0, 0, 0
+            return _table_error(hva), 0, 0, 0
         checked += piece
     out_len = 0
     in_len = 0
@@ -130,18 +138,20 @@ def _walk_indirect(
             return RING_INDIRECT_OVERRUN, 0, 0, 0
         entry = table + found * VRING_DESC_SIZE
         found += 1
-        hva, piece = translate(mem, vq, entry, VRING_DESC_SIZE)
+        hva, piece = translate(mem, vq, entry, VRING_DESC_SIZE, VHOST_ACCESS_RO)
         if piece < VRING_DESC_SIZE:  # across two regions: through private memory
             hva = int(vq["desc_copy_hva"])
-            if read_guest(mem, vq, entry, VRING_DESC_SIZE, hva) < VRING_DESC_SIZE:
-                return RING_INDIRECT_UNMAPPED, 0, 0, 0
+            copied = read_guest(mem, vq, entry, VRING_DESC_SIZE, hva)
+            if copied < VRING_DESC_SIZE:
+                return _table_error(copied), 0, 0, 0
         gpa = load_relaxed_i64(hva)
         word = load_relaxed_i64(hva + 8)
         length = word & 0xFFFFFFFF
         flags = (word >> 32) & 0xFFFF
         if flags & VRING_DESC_F_INDIRECT:
             return RING_INDIRECT_NESTED, 0, 0, 0
-        n = _add_buffer(vq, mem, iov, at, n_out + n_in, gpa, length)
+        access = VHOST_ACCESS_WO if flags & VRING_DESC_F_WRITE else VHOST_ACCESS_RO
+        n = _add_buffer(vq, mem, iov, at, n_out + n_in, gpa, length, access)
         if n < 0:
             return n, 0, 0, 0
         if flags & VRING_DESC_F_WRITE:
@@ -202,7 +212,8 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
             out_len += more_out
             in_len += more_in
         else:
-            n = _add_buffer(vq, mem, iov, at, n_out + n_in, gpa, length)
+            access = VHOST_ACCESS_WO if flags & VRING_DESC_F_WRITE else VHOST_ACCESS_RO
+            n = _add_buffer(vq, mem, iov, at, n_out + n_in, gpa, length, access)
             if n < 0:
                 return n, 0, 0, 0, 0
             if flags & VRING_DESC_F_WRITE:

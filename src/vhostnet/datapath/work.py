@@ -9,7 +9,7 @@ from typing import Any
 
 from vhostnet.native._jit import helper
 
-from .codes import HANDLED, HANDLED_RING_ERROR
+from .codes import HANDLED, HANDLED_MISS, HANDLED_RING_ERROR, RING_MISS
 from .layout import VHOST_NET_PKT_WEIGHT, VHOST_NET_WEIGHT
 from .vring_ops import signal_eventfd
 
@@ -51,11 +51,14 @@ def ring_fault(vq: Record) -> None:
 
 @helper
 def ring_error(vq: Record, code: int) -> int:
-    """Note a broken ring; HANDLED_RING_ERROR if its cause is new since the ring started.
+    """Note a ring that cannot go on; HANDLED_RING_ERROR if its cause is new since the start.
 
     The handler stops with notifications off and the head not consumed; the next kick looks
     again (Linux does the same: the queue is dead until then, but not for ever).
     """
+    if code == RING_MISS:  # no mistake: the front-end knows, and its answer is a kick
+        vq["iotlb_misses"] += 1
+        return HANDLED_MISS
     vq["ring_errors"] += 1
     ring_fault(vq)
     if int(vq["last_error"]) == code:

@@ -42,10 +42,13 @@ from .busy_poll import spin_once, spin_result, spin_until
 from .codes import (
     HANDLED,
     HANDLED_BACKEND_GONE,
+    HANDLED_MISS,
     WORKER_BACKEND_GONE,
     WORKER_RX_ERROR,
+    WORKER_RX_MISS,
     WORKER_STOPPED,
     WORKER_TX_ERROR,
+    WORKER_TX_MISS,
 )
 from .layout import (
     EPOLL_BATCH,
@@ -152,9 +155,11 @@ def busy_poll(worker: Record, rx: Record, tx: Record, rx_bk: Record, tx_bk: Reco
 
 
 @helper
-def handle_rx_kick(worker: Record, rx: Record, mem: Any, bk: Record, iov: Any, heads: Any) -> int:
+def handle_rx_kick(
+    worker: Record, rx: Record, mem: Any, regions: Any, bk: Record, iov: Any, heads: Any
+) -> int:
     """The guest has posted receive buffers."""
-    return handle_rx(worker, rx, mem, bk, iov, heads) if rx["active"] else HANDLED
+    return handle_rx(worker, rx, mem, regions, bk, iov, heads) if rx["active"] else HANDLED
 
 
 @helper
@@ -164,9 +169,11 @@ def handle_tx_kick(worker: Record, tx: Record, mem: Any, bk: Record, iov: Any) -
 
 
 @helper
-def handle_rx_net(worker: Record, rx: Record, mem: Any, bk: Record, iov: Any, heads: Any) -> int:
+def handle_rx_net(
+    worker: Record, rx: Record, mem: Any, regions: Any, bk: Record, iov: Any, heads: Any
+) -> int:
     """The backend has packets for the guest."""
-    return handle_rx(worker, rx, mem, bk, iov, heads) if rx["active"] else HANDLED
+    return handle_rx(worker, rx, mem, regions, bk, iov, heads) if rx["active"] else HANDLED
 
 
 @helper
@@ -181,6 +188,7 @@ def run_work(
     rx: Record,
     tx: Record,
     mem: Any,
+    regions: Any,
     rx_bk: Record,
     tx_bk: Record,
     iov: Any,
@@ -191,20 +199,24 @@ def run_work(
     worker["runs"] += 1
     if item == WORK_RX_KICK or item == WORK_RX_NET:
         if item == WORK_RX_KICK:
-            result = handle_rx_kick(worker, rx, mem, rx_bk, iov, heads)
+            result = handle_rx_kick(worker, rx, mem, regions, rx_bk, iov, heads)
         else:
-            result = handle_rx_net(worker, rx, mem, rx_bk, iov, heads)
+            result = handle_rx_net(worker, rx, mem, regions, rx_bk, iov, heads)
         error = WORKER_RX_ERROR
+        miss = WORKER_RX_MISS
     else:
         if item == WORK_TX_KICK:
             result = handle_tx_kick(worker, tx, mem, tx_bk, iov)
         else:
             result = handle_tx_net(worker, tx, mem, tx_bk, iov)
         error = WORKER_TX_ERROR
+        miss = WORKER_TX_MISS
         if backend_turns(rx_bk):
             work_queue(worker, WORK_RX_NET)
     if result == HANDLED:
         return HANDLED
+    if result == HANDLED_MISS:
+        return miss
     return WORKER_BACKEND_GONE if result == HANDLED_BACKEND_GONE else error
 
 
@@ -214,6 +226,7 @@ def vhost_worker(
     rx_array: Any,
     tx_array: Any,
     mem: Any,
+    regions: Any,
     rx_bk_array: Any,
     tx_bk_array: Any,
     iov: Any,
@@ -224,7 +237,8 @@ def vhost_worker(
     Args:
         worker_array: WORKER[1].
         rx_array, tx_array: a vring record [1] each, of one dtype.
-        mem: region table.
+        mem: what addresses in the rings mean: a region table or an IOTLB.
+        regions: MAPPED_REGION[n], the guest's memory; for the dirty log.
         rx_bk_array, tx_bk_array: a backend record [1] each, of one dtype.
         iov: IOVEC[2 * UIO_MAXIOV + 1], scratch.
         heads: RX_HEAD[UIO_MAXIOV], scratch.
@@ -260,7 +274,7 @@ def vhost_worker(
             work_queue(worker, WORK_RX_KICK)
             work_queue(worker, WORK_TX_KICK)
         for _ in range(int(worker["n_work"])):
-            result = run_work(worker, rx, tx, mem, rx_bk, tx_bk, iov, heads)
+            result = run_work(worker, rx, tx, mem, regions, rx_bk, tx_bk, iov, heads)
             if result != HANDLED:
                 return result
         if stop > 0:  # after the work: what was ready before control asked is done (a flush)

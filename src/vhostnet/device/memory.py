@@ -132,6 +132,18 @@ class MemoryTable:
         self.regions = ()
         self.array = np.zeros(0, MAPPED_REGION)
 
+    def lookup(self, uva: int, size: int, access: int) -> tuple[int | None, int]:  # noqa: ARG002
+        """As `Iotlb.lookup`: (hva, 0), or (None, *uva*).  Regions allow every access."""
+        hva = self.uva_to_hva(uva, size)
+        return hva, 0 if hva is not None else uva
+
+    def hva_to_gpa(self, hva: int) -> int:
+        """The guest physical address of a byte of ours, 0 if it is in no region."""
+        for r in self.regions:
+            if r.hva <= hva < r.hva + r.size:
+                return r.gpa + (hva - r.hva)
+        return 0
+
     def uva_to_hva(self, uva: int, size: int) -> int | None:
         """Our address of the front-end's bytes [uva, uva + size), if one region holds them."""
         for r in self.regions:

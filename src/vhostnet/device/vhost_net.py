@@ -20,6 +20,7 @@ import errno
 import logging
 import os
 import select
+from collections.abc import Callable
 
 import numpy as np
 
@@ -28,7 +29,9 @@ from vhostnet.datapath.codes import (
     RING_ERRORS,
     WORKER_BACKEND_GONE,
     WORKER_RX_ERROR,
+    WORKER_RX_MISS,
     WORKER_TX_ERROR,
+    WORKER_TX_MISS,
 )
 from vhostnet.datapath.layout import (
     EVENT_BACKEND,
@@ -43,9 +46,11 @@ from vhostnet.datapath.layout import (
 from vhostnet.datapath.work import work_queue
 from vhostnet.datapath.worker_loop import vhost_worker
 from vhostnet.errors import PeerError
+from vhostnet.uapi.virtio import VIRTIO_F_ACCESS_PLATFORM
 
+from .iotlb import Iotlb
 from .memory import MemoryTable
-from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, Vring, VringAddresses
+from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, AddressSpace, Vring, VringAddresses
 from .worker import Worker
 
 log = logging.getLogger("vhostnet.device")
@@ -69,6 +74,10 @@ class VhostNet:
         self.vqs = (self.rx, self.tx)
         self.features = 0
         self.memory = MemoryTable()
+        self.iotlb: Iotlb | None = None
+        #: told (iova, access) of every IOTLB miss, in the worker's or the control thread
+        self.on_iotlb_miss: Callable[[int, int], None] = lambda _iova, _access: None
+        self._misses: list[tuple[int, int]] = []
         self.worker: Worker | None = None
         self._backends: list[BackendQueue | None] = [None, None]
         self._iov = np.zeros(2 * UIO_MAXIOV + 1, IOVEC)
@@ -101,6 +110,8 @@ class VhostNet:
             ring.reset()
         self.features = 0
         self.memory = MemoryTable()
+        self.iotlb = None
+        self._misses.clear()
         self._gone_logged = False
 
     def quiesced(self) -> contextlib.AbstractContextManager[None]:
@@ -120,20 +131,84 @@ class VhostNet:
             self.features = features
             for ring in self.vqs:
                 ring.set_features(features)
+            if features >> VIRTIO_F_ACCESS_PLATFORM & 1:
+                self.iotlb = Iotlb(self.memory)
+                self._misses.clear()
+
+    @property
+    def space(self) -> AddressSpace:
+        """What the addresses of rings mean."""
+        return self.memory if self.iotlb is None else self.iotlb
+
+    def place_ring(self, index: int) -> bool:
+        """Find a ring in our memory; False, and the front-end is asked, if it is not there."""
+        ring = self.vqs[index]
+        missing = ring.place(self.space)
+        if missing is None:
+            if self.iotlb is not None:
+                used_hva = int(ring.vq["used_hva"])
+                ring.vq["log_used_gpa"] = self.memory.hva_to_gpa(used_hva)
+            return True
+        if self.iotlb is not None and ring.addresses is not None:
+            self._miss(index, *missing)
+        return False
+
+    # --- IOTLB ------------------------------------------------------------------------
+
+    def _miss(self, index: int, iova: int, access: int) -> None:
+        self._misses.append((index, iova))
+        self.on_iotlb_miss(iova, access)
+
+    def iotlb_update(self, iova: int, size: int, uva: int, perm: int) -> None:
+        """Let the rings use [iova, iova + size); those that waited for it go on.
+
+        Raises PeerError EFAULT without an IOTLB, or for a range that cannot be.
+        """
+        if self.iotlb is None:
+            raise PeerError(f"{self.name}: ACCESS_PLATFORM was not acked", errno.EFAULT)
+        with self.quiesced():
+            self.iotlb.update(iova, size, uva, perm)
+            waiting = {i for i, at in self._misses if iova <= at < iova + size}
+            self._misses = [m for m in self._misses if not iova <= m[1] < iova + size]
+            self._resume(waiting)
+
+    def iotlb_invalidate(self, iova: int, size: int) -> None:
+        """Take entries away; a running ring that lay there waits until it is told anew."""
+        if self.iotlb is None:
+            raise PeerError(f"{self.name}: ACCESS_PLATFORM was not acked", errno.EFAULT)
+        with self.quiesced():
+            self.iotlb.invalidate(iova, size)
+            self._resume(set())
+
+    def _resume(self, waiting: set[int]) -> None:
+        """Place all running rings in the new table and run those that waited."""
+        for index, ring in enumerate(self.vqs):
+            if self._backends[index] is None:
+                continue
+            was_active = ring.active
+            if was_active or index in waiting:
+                ring.vq["active"] = self.place_ring(index)
+            if ring.active and self.worker is not None and (index in waiting or not was_active):
+                work_queue(self.worker.record[0], _KICK_WORK[index])
+
+    # --- memory and rings ---------------------------------------------------------------
 
     def set_mem_table(self, memory: MemoryTable) -> None:
         """Use *memory* from now on; active rings must lie in it (PeerError EFAULT)."""
         with self.quiesced():
-            for ring in self.vqs:
-                if ring.active and not ring.place(memory):
-                    for placed in self.vqs:
-                        placed.place(self.memory)
-                    raise PeerError(
-                        f"{self.name}: the new memory table does not hold the running "
-                        f"{_DIRECTION[ring.index]} ring",
-                        errno.EFAULT,
-                    )
+            if self.iotlb is None and any(
+                ring.active and ring.place(memory) is not None for ring in self.vqs
+            ):
+                for ring in self.vqs:
+                    ring.place(self.memory)
+                raise PeerError(
+                    f"{self.name}: the new memory table does not hold the running rings",
+                    errno.EFAULT,
+                )
             self.memory = memory
+            if self.iotlb is not None:
+                self.iotlb.set_memory(memory)
+                self._resume(set())
 
     def set_log(self, hva: int, size: int) -> None:
         """Use the dirty bitmap of *size* bytes at *hva*; size 0: none."""
@@ -167,8 +242,9 @@ class VhostNet:
             ring.set_log_used(log_gpa)
             old = ring.addresses
             ring.set_addresses(addresses)
-            if ring.active and not ring.place(self.memory):
+            if ring.active and not self.place_ring(index):
                 ring.addresses = old
+                ring.place(self.space)
                 raise PeerError(f"ring {index}: the new addresses are in no region")
 
     # --- descriptors: all of these own *fd* from the call on --------------------------
@@ -265,7 +341,7 @@ class VhostNet:
             other = self._backends[1 - index]
             if other is not None and other.record.dtype != queue.record.dtype:
                 raise PeerError(f"{self.name}: both rings need backends of one kind")
-            if not ring.place(self.memory):
+            if not self.place_ring(index):
                 raise PeerError(
                     f"{self.name}: the {_DIRECTION[index]} ring is not in the guest's memory",
                     errno.EFAULT,
@@ -305,6 +381,7 @@ class VhostNet:
             worker.record,
             self.rx.record,
             self.tx.record,
+            self.memory.array if self.iotlb is None else self.iotlb.array,
             self.memory.array,
             rx_queue.record,
             tx_queue.record,
@@ -325,6 +402,9 @@ class VhostNet:
                 ring.get_base(),
                 RING_ERRORS.get(error, str(error)),
             )
+        elif code in (WORKER_RX_MISS, WORKER_TX_MISS):
+            ring = self.rx if code == WORKER_RX_MISS else self.tx
+            self._miss(ring.index, int(ring.vq["miss_iova"]), int(ring.vq["miss_perm"]))
         elif code == WORKER_BACKEND_GONE:
             if not self._gone_logged:
                 self._gone_logged = True

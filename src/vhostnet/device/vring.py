@@ -19,12 +19,12 @@ import contextlib
 import errno
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vhostnet.datapath.dirty_log_raw import log_used
-from vhostnet.datapath.layout import COUNTERS, SPLIT_VRING
+from vhostnet.datapath.layout import COUNTERS, SPLIT_VRING, VHOST_ACCESS_RO, VHOST_ACCESS_WO
 from vhostnet.datapath.vring_ops import signal_eventfd
 from vhostnet.errors import PeerError
 from vhostnet.native.ordering import load_acquire_u16, smp_mb, store_relaxed_u16
@@ -44,8 +44,6 @@ from vhostnet.uapi.virtio import (
     VRING_USED_IDX,
 )
 
-from .memory import MemoryTable
-
 VHOST_NET_VQ_RX = 0
 VHOST_NET_VQ_TX = 1
 
@@ -61,6 +59,13 @@ class VringAddresses:
 
 #: VHOST_SET_VRING_ADDR flag: log our writes to the used ring.
 VHOST_VRING_F_LOG = 0
+
+
+class AddressSpace(Protocol):
+    """What a ring's addresses mean: the front-end's own, or I/O virtual ones."""
+
+    def lookup(self, address: int, size: int, access: int) -> tuple[int | None, int]:
+        """(hva, 0) if the range is there in one piece, else (None, first missing address)."""
 
 
 class Vring:
@@ -98,7 +103,7 @@ class Vring:
         self.addresses = None
 
     def set_features(self, features: int) -> None:
-        """Derive what the data path needs from the acked features (Linux 4.1 header rules)."""
+        """Derive what the data path needs from the acked features."""
         vq = self.vq
         mergeable = bool(features >> VIRTIO_NET_F_MRG_RXBUF & 1)
         modern = bool(features >> VIRTIO_F_VERSION_1 & 1)
@@ -155,23 +160,40 @@ class Vring:
         """Where the dirty bitmap is; size 0: there is none, nothing is logged."""
         self.vq["log_hva"], self.vq["log_size"] = hva, size
 
-    def place(self, memory: MemoryTable) -> bool:
-        """Find the three parts in our address space; False if one is not all in one region."""
+    def place(self, space: AddressSpace) -> tuple[int, int] | None:
+        """Find the three parts in our address space.
+
+        Returns:
+            None when they are found; else (address, access) of the first byte that is
+            missing, or that does not follow its neighbours in our memory.
+
+        Source: Linux vq_meta_prefetch() for the order and the access.
+        """
         if self.addresses is None:
-            return False
+            return 0, VHOST_ACCESS_RO
         num = self.num
         # avail and used end with the event words, acked or not: the spec reserves them
-        desc_hva = memory.uva_to_hva(self.addresses.desc_uva, num * VRING_DESC_SIZE)
-        avail_hva = memory.uva_to_hva(self.addresses.avail_uva, 6 + 2 * num)
-        used_hva = memory.uva_to_hva(self.addresses.used_uva, 6 + VRING_USED_ELEM_SIZE * num)
-        if desc_hva is None or avail_hva is None or used_hva is None:
-            return False
-        if avail_hva % 2 or used_hva % 4:  # a region that starts at an odd place
-            return False
-        vq = self.vq
-        vq["desc_hva"], vq["avail_hva"], vq["used_hva"] = desc_hva, avail_hva, used_hva
-        vq["last_region"] = 0
-        return True
+        parts = (
+            ("desc_hva", self.addresses.desc_uva, num * VRING_DESC_SIZE, 1, VHOST_ACCESS_RO),
+            ("avail_hva", self.addresses.avail_uva, 6 + 2 * num, 2, VHOST_ACCESS_RO),
+            (
+                "used_hva",
+                self.addresses.used_uva,
+                6 + VRING_USED_ELEM_SIZE * num,
+                4,
+                VHOST_ACCESS_WO,
+            ),
+        )
+        found = {}
+        for name, address, size, align, access in parts:
+            hva, missing = space.lookup(address, size, access)
+            if hva is None or hva % align:  # a region may start at an odd place
+                return missing, access
+            found[name] = hva
+        for name, hva in found.items():
+            self.vq[name] = hva
+        self.vq["last_region"] = 0
+        return None
 
     def read_used_idx(self) -> int:
         """used->idx as it stands in the guest's memory; the ring must be placed."""

@@ -33,6 +33,7 @@ class DeviceOptions:
         fill_checksums: compute the checksums that the guest left to us.
         busy_poll_us: look at the rings for so long before sleeping; 0 is off.
         busy_poll_adaptive: up to so long, as it proves worth it.
+        iommu: serve guests behind a virtual IOMMU.
     """
 
     option: str
@@ -44,6 +45,7 @@ class DeviceOptions:
     fill_checksums: bool = False
     busy_poll_us: int = 0
     busy_poll_adaptive: bool = False
+    iommu: bool = False
 
 
 @dataclass(frozen=True, slots=True)

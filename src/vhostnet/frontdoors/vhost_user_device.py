@@ -38,6 +38,7 @@ from vhostnet.protocol.verbs import MemoryRegion, VringAddr
 from vhostnet.uapi.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
 from vhostnet.uapi.virtio import (
     VHOST_F_LOG_ALL,
+    VIRTIO_F_ACCESS_PLATFORM,
     VIRTIO_F_ANY_LAYOUT,
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
@@ -52,6 +53,7 @@ from vhostnet.uapi.virtio import (
     mask,
 )
 
+from .backend_channel import BackendChannel
 from .rarp import rarp_frame
 from .vhost_user_rings import VhostUserRing
 
@@ -89,6 +91,8 @@ class VhostUserDevice:
         name: what log lines call it.
         call_later: the control loop's timer, `(seconds, function) -> handle`.
         busy_poll_us, busy_poll_adaptive: see VhostNet.set_vring_busyloop_timeout.
+        iommu: offer ACCESS_PLATFORM.  Only where a VMM stands between: a driver that talks to
+            us itself would ack it and wait for a translation that nobody gives.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class VhostUserDevice:
         call_later: Callable[[float, Callable[[], Any]], Timer],
         busy_poll_us: int = 0,
         busy_poll_adaptive: bool = False,
+        iommu: bool = False,
     ) -> None:
         self.name = name
         self.backend = backend
@@ -113,6 +118,8 @@ class VhostUserDevice:
             VhostUserRing(index, self.nets[index // 2], index % 2, backend.queues[index // 2])
             for index in range(self.n_rings)
         ]
+        self.iommu = iommu
+        self._backend_requests: BackendChannel | None = None
         self._busy_poll_us = busy_poll_us
         self._busy_poll_adaptive = busy_poll_adaptive
         self._call_later = call_later
@@ -150,6 +157,11 @@ class VhostUserDevice:
         self._memory.release()
         self._memory = MemoryTable()
         self._repeated.clear()
+        if self._backend_requests is not None:
+            self._backend_requests.close()
+            self._backend_requests = None
+            for net in self.nets:
+                net.on_iotlb_miss = lambda _iova, _access: None
         if self._log is not None:
             self._log.release()
             self._log = None
@@ -187,6 +199,8 @@ class VhostUserDevice:
             # Linux's driver refuses a card that has MQ without a control queue, which only a
             # VMM between us can give: offered where it was asked for.
             features |= mask(VIRTIO_NET_F_MQ)
+        if self.iommu:
+            features |= mask(VIRTIO_F_ACCESS_PLATFORM)
         return features
 
     def set_features(self, features: int) -> None:
@@ -278,7 +292,8 @@ class VhostUserDevice:
             for ring in self.rings:
                 # a running ring that the new table no longer holds stops here, not in the
                 # worker; its base survives
-                if ring.runs and not ring.net.vqs[ring.vq].place(table):
+                lost = ring.runs and ring.net.iotlb is None
+                if lost and ring.net.vqs[ring.vq].place(table) is not None:
                     log.warning("%s: ring %d lost its memory", ring.net.name, ring.index)
                     ring.net.set_backend(ring.vq, None)
             for net in self.nets:
@@ -299,6 +314,24 @@ class VhostUserDevice:
             ):
                 return region
         return None
+
+    # --- IOTLB ------------------------------------------------------------------------
+
+    def set_backend_req_fd(self, fd: int) -> None:
+        if self._backend_requests is not None:
+            self._backend_requests.close()
+        self._backend_requests = BackendChannel(self.name, fd)
+        for net in self.nets:
+            net.on_iotlb_miss = self._backend_requests.send_iotlb_miss
+
+    def iotlb_update(self, iova: int, size: int, uva: int, perm: int) -> None:
+        for net in self.nets:
+            net.iotlb_update(iova, size, uva, perm)
+        self._settle_all()  # a ring that could not start may have waited for this
+
+    def iotlb_invalidate(self, iova: int, size: int) -> None:
+        for net in self.nets:
+            net.iotlb_invalidate(iova, size)
 
     # --- dirty log --------------------------------------------------------------------
 

@@ -87,11 +87,12 @@ class VhostUserRing:
 
     def _place(self) -> bool:
         ring = self.net.vqs[self.vq]
-        if ring.place(self.net.memory):
+        if self.net.place_ring(self.vq):
             self.unplaced_logged = False
             return True
         # Addresses or memory may simply come later.
-        if ring.addresses is not None and self.net.memory.regions and not self.unplaced_logged:
+        is_final = self.net.iotlb is None and self.net.memory.regions
+        if ring.addresses is not None and is_final and not self.unplaced_logged:
             self.unplaced_logged = True
             log.warning(
                 "%s: ring %d cannot start: its addresses are in no memory region of the VMM's",

@@ -30,6 +30,10 @@ class VhostUserVerbs(Protocol):
     def max_mem_slots(self) -> int:
         """Memory regions that may be mapped at once; never less than in an earlier session."""
 
+    @property
+    def iommu(self) -> bool:
+        """Whether ACCESS_PLATFORM is on offer, and with it the back-end channel."""
+
     def get_features(self) -> int:
         """All virtio feature bits on offer, bit 30 (PROTOCOL_FEATURES) among them."""
 
@@ -50,6 +54,15 @@ class VhostUserVerbs(Protocol):
 
     def rem_mem_reg(self, region: MemoryRegion) -> None:
         """Remove the region with this guest address, user address and size."""
+
+    def set_backend_req_fd(self, fd: int) -> None:
+        """Send requests of our own (IOTLB misses) on this socket.  Owns `fd`."""
+
+    def iotlb_update(self, iova: int, size: int, uva: int, perm: int) -> None:
+        """Let the rings use a range of I/O virtual addresses; `perm` has VHOST_ACCESS_* bits."""
+
+    def iotlb_invalidate(self, iova: int, size: int) -> None:
+        """Take a range away again; (0, 0) is everything."""
 
     def set_log_base(self, size: int, offset: int, fd: int) -> None:
         """Log written pages in `size` bytes at `offset` of `fd`, which is only borrowed."""

@@ -53,6 +53,9 @@ OFFERED_PROTOCOL_FEATURES = (
     vu.VHOST_USER_PROTOCOL_F_STATUS,
 )
 OFFERED_PROTOCOL_FEATURES_MASK = sum(1 << bit for bit in OFFERED_PROTOCOL_FEATURES)
+# With an IOMMU only: QEMU then demands it.
+IOMMU_PROTOCOL_FEATURES = (vu.VHOST_USER_PROTOCOL_F_BACKEND_REQ,)
+IOMMU_PROTOCOL_FEATURES_MASK = sum(1 << bit for bit in IOMMU_PROTOCOL_FEATURES)
 
 # A ring's index has 8 bits in SET_VRING_KICK, and a queue pair takes two.
 MAX_QUEUE_NUM = 254
@@ -191,11 +194,16 @@ class Session:
             for index in range(self._device.n_rings):
                 self._device.set_vring_enable(index, True)
 
+    @property
+    def _offered_protocol_features(self) -> int:
+        iommu = IOMMU_PROTOCOL_FEATURES_MASK if self._device.iommu else 0
+        return OFFERED_PROTOCOL_FEATURES_MASK | iommu
+
     def get_protocol_features(self, _nothing: vu.Nothing, _request: Request) -> bytes:
-        return vu.NUMBER.pack(vu.Number(OFFERED_PROTOCOL_FEATURES_MASK))
+        return vu.NUMBER.pack(vu.Number(self._offered_protocol_features))
 
     def set_protocol_features(self, number: vu.Number, _request: Request) -> None:
-        unknown = number.u64 & ~OFFERED_PROTOCOL_FEATURES_MASK
+        unknown = number.u64 & ~self._offered_protocol_features
         if unknown:
             raise PeerError(f"features {number.u64:#x} have bits never offered: {unknown:#x}")
         self.acked_protocol_features = number.u64
@@ -253,6 +261,17 @@ class Session:
     def rem_mem_reg(self, message: vu.SingleRegion, _request: Request) -> None:
         # Some front-ends send the region's descriptor along; it stays in the request, unused.
         self._device.rem_mem_reg(message.region)
+
+    def set_backend_req_fd(self, _nothing: vu.Nothing, request: Request) -> None:
+        self._device.set_backend_req_fd(request.fds.pop())
+
+    def iotlb_msg(self, message: vu.Iotlb, _request: Request) -> None:
+        if message.type == vu.VHOST_IOTLB_UPDATE:
+            self._device.iotlb_update(message.iova, message.size, message.uaddr, message.perm)
+        elif message.type == vu.VHOST_IOTLB_INVALIDATE:
+            self._device.iotlb_invalidate(message.iova, message.size)
+        else:
+            raise PeerError(f"IOTLB message type {message.type} is neither update nor invalidate")
 
     def set_log_base(self, log: vu.Log, request: Request) -> bytes:
         self._device.set_log_base(log.mmap_size, log.mmap_offset, request.fds[0])
@@ -355,6 +374,7 @@ def _reply(
     return Rule(number, layout, False, *fds, Answer.REPLY, feature, handler)
 
 
+_BACKEND_REQ = vu.VHOST_USER_PROTOCOL_F_BACKEND_REQ
 _LOG = vu.VHOST_USER_PROTOCOL_F_LOG_SHMFD
 _MQ = vu.VHOST_USER_PROTOCOL_F_MQ
 _SLOTS = vu.VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS
@@ -399,6 +419,14 @@ RULES: dict[int, Rule] = {
             Session.set_mtu,
             feature=vu.VHOST_USER_PROTOCOL_F_MTU,
         ),
+        _ack(
+            vu.VHOST_USER_SET_BACKEND_REQ_FD,
+            vu.NOTHING,
+            Session.set_backend_req_fd,
+            fds=(1, 1),
+            feature=_BACKEND_REQ,
+        ),
+        _ack(vu.VHOST_USER_IOTLB_MSG, vu.IOTLB, Session.iotlb_msg, feature=_BACKEND_REQ),
         _ack(
             vu.VHOST_USER_RESET_DEVICE,
             vu.NOTHING,

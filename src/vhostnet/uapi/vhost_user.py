@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from vhostnet.uapi.wire import U32, U64, Layout
+from vhostnet.uapi.wire import U8, U16, U32, U64, Layout
 
 # --- Requests of the front-end, in the order of the document -----------------------------------
 VHOST_USER_GET_FEATURES: Final = 1
@@ -198,6 +198,39 @@ class Log:
 
 
 LOG: Final = Layout(Log)
+
+
+@dataclass(frozen=True, slots=True)
+class Iotlb:
+    """A message about the IOTLB, either way.
+
+    ::
+
+        struct vhost_iotlb_msg {
+            uint64_t iova;
+            uint64_t size;
+            uint64_t uaddr;
+            uint8_t perm;    /* VHOST_ACCESS_RO 1, _WO 2, _RW 3 */
+            uint8_t type;    /* VHOST_IOTLB_MISS 1, _UPDATE 2, _INVALIDATE 3, _ACCESS_FAIL 4 */
+        };                   /* and 6 bytes of padding */
+    """
+
+    iova: U64
+    size: U64
+    uaddr: U64
+    perm: U8
+    type: U8
+    padding1: U16
+    padding2: U32
+
+
+IOTLB: Final = Layout(Iotlb)
+VHOST_IOTLB_MISS: Final = 1
+VHOST_IOTLB_UPDATE: Final = 2
+VHOST_IOTLB_INVALIDATE: Final = 3
+
+# Requests of our own, on the back-end channel.
+VHOST_USER_BACKEND_IOTLB_MSG: Final = 1
 
 
 @dataclass(frozen=True, slots=True)

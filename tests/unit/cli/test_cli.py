@@ -179,9 +179,11 @@ def test_capabilities_are_printed_whatever_else_is_asked_for(words, capsys):
     assert told["version"] == __version__
     assert told["features"] == [
         "mq",
+        "log-shmfd",
         "rarp",
         "reply-ack",
         "mtu",
+        "backend-req",
         "reset-device",
         "configure-mem-slots",
         "status",

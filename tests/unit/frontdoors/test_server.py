@@ -227,7 +227,9 @@ def test_a_refusal_by_ack_is_logged_and_the_session_goes_on(rig, caplog):
     sock = rig.connect()
     rig.ask(sock, encode_message(16, 0x9, U64.pack(1 << 3)))
     assert rig.ask(sock, encode_message(26, 0x9, bytes(16))) == encode_message(26, 5, U64.pack(1))
-    assert lines(caplog)[-1] == "dev0: refused CREATE_CRYPTO_SESSION: this back-end does not offer it"
+    assert (
+        lines(caplog)[-1] == "dev0: refused CREATE_CRYPTO_SESSION: this back-end does not offer it"
+    )
     assert len(rig.ask(sock, GET_FEATURES)) == 20
 
 

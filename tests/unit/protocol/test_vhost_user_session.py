@@ -12,6 +12,7 @@ from fake_device import FEATURES, FakeDevice
 from vhostnet.errors import HostError, PeerError
 from vhostnet.protocol.vhost_user_codec import MAX_FDS, Codec, Request, encode_message
 from vhostnet.protocol.vhost_user_session import (
+    IOMMU_PROTOCOL_FEATURES_MASK,
     OFFERED_PROTOCOL_FEATURES_MASK,
     RULES,
     Answer,
@@ -25,6 +26,8 @@ U64 = struct.Struct("=Q")
 STATE = struct.Struct("=II")
 ADDR = struct.Struct("=IIQQQQ")
 REGION = struct.Struct("=QQQQ")
+
+EVERY_FEATURE = OFFERED_PROTOCOL_FEATURES_MASK | IOMMU_PROTOCOL_FEATURES_MASK
 
 # Independent of the code under test: what the document says, message by message.
 DOCUMENT = {
@@ -48,6 +51,8 @@ DOCUMENT = {
     18: ("SET_VRING_ENABLE", 8, "ack", None),
     19: ("SEND_RARP", 8, "ack", 2),
     20: ("NET_SET_MTU", 8, "ack", 4),
+    21: ("SET_BACKEND_REQ_FD", 0, "ack", 5),
+    22: ("IOTLB_MSG", 32, "ack", 5),
     34: ("RESET_DEVICE", 0, "ack", 13),
     36: ("GET_MAX_MEM_SLOTS", 0, "reply", 15),
     37: ("ADD_MEM_REG", 40, "ack", 15),
@@ -67,10 +72,11 @@ VALID_PAYLOADS = {
     "SET_VRING_KICK": U64.pack(1),
     "SET_VRING_CALL": U64.pack(1),
     "SET_VRING_ERR": U64.pack(1),
-    "SET_PROTOCOL_FEATURES": U64.pack(OFFERED_PROTOCOL_FEATURES_MASK),
+    "SET_PROTOCOL_FEATURES": U64.pack(EVERY_FEATURE),
     "SET_VRING_ENABLE": STATE.pack(1, 1),
     "SEND_RARP": b"\x52\x54\x00\x12\x34\x56\x00\x00",
     "NET_SET_MTU": U64.pack(1400),
+    "IOTLB_MSG": struct.pack("=QQQBB6x", 0x1000, 4096, 0x7F0000000000, 3, 2),
     "ADD_MEM_REG": U64.pack(0) + REGION.pack(0, 4096, 0x7F0000000000, 0),
     "REM_MEM_REG": U64.pack(0) + REGION.pack(0, 4096, 0x7F0000000000, 0),
     "SET_STATUS": U64.pack(0xF),
@@ -79,6 +85,7 @@ VALID_FDS = {
     "SET_MEM_TABLE": [50],
     "SET_LOG_BASE": [50],
     "SET_LOG_FD": [50],
+    "SET_BACKEND_REQ_FD": [50],
     "SET_VRING_KICK": [50],
     "SET_VRING_CALL": [50],
     "SET_VRING_ERR": [50],
@@ -94,7 +101,7 @@ WITH_INDEX = [
 WITH_FD = [(12, "SET_VRING_KICK"), (13, "SET_VRING_CALL"), (14, "SET_VRING_ERR")]
 
 
-def negotiated(device: FakeDevice, features: int = OFFERED_PROTOCOL_FEATURES_MASK) -> Session:
+def negotiated(device: FakeDevice, features: int = EVERY_FEATURE) -> Session:
     session = Session(device)
     assert session.handle(Request(16, PLAIN, U64.pack(features))) == b""
     return session
@@ -120,7 +127,7 @@ def refused(request: Request) -> tuple[str, FakeDevice]:
     reports: list[str] = []
     again = FakeDevice()
     session = Session(again, reports.append)
-    session.handle(Request(16, PLAIN, U64.pack(OFFERED_PROTOCOL_FEATURES_MASK)))
+    session.handle(Request(16, PLAIN, U64.pack(EVERY_FEATURE)))
     asking = Request(request.number, NEED_REPLY, request.payload, list(fds))
     rule = RULES.get(request.number)
     if rule is not None and rule.answer is Answer.REPLY:
@@ -166,7 +173,7 @@ def test_a_valid_message_with_need_reply_gets_one_answer_with_flags_5(rule):
 
 @every_rule
 def test_need_reply_means_nothing_before_reply_ack_is_negotiated(rule):
-    session = negotiated(FakeDevice(), OFFERED_PROTOCOL_FEATURES_MASK & ~(1 << 3))
+    session = negotiated(FakeDevice(), EVERY_FEATURE & ~(1 << 3))
     if rule.number == 16:
         return  # this one negotiates it; see the test about User Mode Linux
     answer = session.handle(valid(rule, NEED_REPLY))
@@ -264,12 +271,19 @@ def test_a_message_that_is_not_offered_is_refused_by_name(number):
 def test_only_what_is_wired_is_offered():
     answer = Session(FakeDevice()).handle(Request(15, PLAIN))
     bits = U64.unpack(answer[12:])[0]
-    assert [bit for bit in range(64) if bits >> bit & 1] == [0, 1, 2, 3, 4, 13, 15, 16]
+    assert [bit for bit in range(64) if bits >> bit & 1] == [0, 1, 2, 3, 4, 5, 13, 15, 16]
+
+
+def test_the_back_end_channel_is_offered_only_with_an_iommu():
+    device = FakeDevice()
+    device.iommu = False
+    bits = U64.unpack(Session(device).handle(Request(15, PLAIN))[12:])[0]
+    assert not bits >> 5 & 1
 
 
 def test_features_that_were_never_offered_are_refused():
     assert "0x1" in refused(Request(2, PLAIN, U64.pack(FEATURES | 1)))[0]
-    for bit in set(range(64)) - {0, 1, 2, 3, 4, 13, 15, 16}:
+    for bit in set(range(64)) - {0, 1, 2, 3, 4, 5, 13, 15, 16}:
         refused(Request(16, PLAIN, U64.pack(1 << bit)))
 
 
@@ -397,7 +411,7 @@ messages = st.builds(
 def test_any_bytes_and_descriptors_give_answers_or_a_peer_error_and_nothing_leaks(stream):
     device = FakeDevice(close_fd=lambda _fd: None)
     codec, session = Codec(), Session(device)
-    session.handle(Request(16, PLAIN, U64.pack(OFFERED_PROTOCOL_FEATURES_MASK)))
+    session.handle(Request(16, PLAIN, U64.pack(EVERY_FEATURE)))
     next_fd, closed = 100, []
     for data, n in stream:
         requests = codec.feed(data, range(next_fd, next_fd + n))

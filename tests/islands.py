@@ -1,0 +1,118 @@
+"""Guest memory whose borders can be seen: regions of odd places and sizes between canaries.
+
+Every byte of the file that no region holds is a canary.  Regions neither begin nor end at page
+borders, so the device has canaries mapped right before and right after each of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+from dataclasses import dataclass
+
+from driver_ring import GPA, UVA, Memory
+
+from vhostnet.device.memory import MemoryTable, map_region
+
+CANARY = 0xA7
+
+
+@dataclass(frozen=True)
+class Island:
+    """One region: guest address, bytes, offset in the file."""
+
+    gpa: int
+    size: int
+    offset: int
+
+    @property
+    def end(self) -> int:
+        return self.gpa + self.size
+
+
+# Rings lie in the first one.  The second follows it without a gap, the others do not; the last
+# is smaller than a descriptor and follows the one before, so that a table can lie across both.
+MAIN = Island(GPA, 0x1A00, 0x1200)
+NEXT_TO_MAIN = Island(MAIN.end, 0x904, 0x4440)
+DISTANT = Island(NEXT_TO_MAIN.end + 0x6FC, 0x1008, 0x6800)
+TINY = Island(DISTANT.end, 8, 0x9FF8)
+HIGH = Island((1 << 63) - 0x1000, 0x400, 0xB0C0)
+ISLANDS = (MAIN, NEXT_TO_MAIN, DISTANT, TINY, HIGH)
+FILE_SIZE = 0xD000
+
+
+class Islands(Memory):
+    """`driver_ring.Memory` with a region for each of ISLANDS."""
+
+    def __init__(self) -> None:
+        self.size, self.gpa, self.uva = FILE_SIZE, GPA, UVA
+        self.fd = os.memfd_create("guest")
+        os.ftruncate(self.fd, FILE_SIZE)
+        self.bytes = mmap.mmap(self.fd, FILE_SIZE)
+        self._next = GPA
+        self.bytes[:] = bytes([CANARY]) * FILE_SIZE
+        for island in ISLANDS:
+            self.bytes[island.offset : island.offset + island.size] = bytes(island.size)
+
+    def table(self) -> MemoryTable:
+        # One distance between guest and front-end addresses, as `DriverRing` expects; the last
+        # region is far beyond and has no ring.
+        shift = UVA - GPA
+        return MemoryTable(
+            [
+                map_region(i.gpa, i.size, i.gpa + shift if i is not HIGH else 0, i.offset, self.fd)
+                for i in ISLANDS
+            ]
+        )
+
+    def alloc(self, size: int, align: int = 16) -> int:
+        gpa = -(-self._next // align) * align
+        self._next = gpa + size
+        assert self._next <= MAIN.end
+        return gpa
+
+    def _offset(self, gpa: int) -> int:
+        for island in ISLANDS:
+            if island.gpa <= gpa < island.end:
+                return island.offset + gpa - island.gpa
+        raise ValueError(f"{gpa:#x} is in no region")
+
+    def write(self, gpa: int, data: bytes) -> None:
+        at = self._offset(gpa)
+        self.bytes[at : at + len(data)] = data
+
+    def read(self, gpa: int, size: int) -> bytes:
+        at = self._offset(gpa)
+        return bytes(self.bytes[at : at + size])
+
+    def scatter(self, gpa: int, data: bytes) -> None:
+        """Write what regions hold of *data*, byte by byte; the rest would be in none."""
+        for k, byte in enumerate(data):
+            with contextlib.suppress(ValueError):
+                self.bytes[self._offset(gpa + k)] = byte
+
+    def fill(self, data: bytes) -> None:
+        """Write *data* again and again over all regions, without a byte that is a canary's."""
+        clean = data.replace(bytes([CANARY]), b"\x00")
+        for island in ISLANDS:
+            piece = (clean * (island.size // len(clean) + 1))[: island.size]
+            self.bytes[island.offset : island.offset + island.size] = piece
+
+    def damage(self) -> list[str]:
+        """Where canaries have changed."""
+        found, at = [], 0
+        for island in [*sorted(ISLANDS, key=lambda i: i.offset), Island(0, 0, FILE_SIZE)]:
+            gap = self.bytes[at : island.offset]
+            if gap.count(CANARY) != len(gap):
+                found += [f"{at + k:#x}" for k, byte in enumerate(gap) if byte != CANARY]
+            at = island.offset + island.size
+        return found
+
+
+def desc(gpa: int, length: int, flags: int, next_: int) -> bytes:
+    """One descriptor."""
+    return struct.pack(
+        "<QIHH", gpa & (1 << 64) - 1, length & 0xFFFFFFFF, flags & 0xFFFF, next_ & 0xFFFF
+    )
