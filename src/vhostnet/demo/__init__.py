@@ -7,6 +7,7 @@ process of its own, started as a user would start it.
     netns         a network namespace of our own, and TAP devices in it
     guest_kernel  a distribution kernel, fetched once, never installed
     guest_image   the initramfs: busybox, iperf3, ethtool, the virtio modules
+    guest_python  the same with python3 and the kernel's own vhost_net, for programs of ours
     initramfs     the archive format, and what a binary or a module needs beside itself
     accel         whether KVM really works here
     machine       what a guest is made of, and the QEMU command line for it

@@ -80,6 +80,10 @@ class Machine:
         memory_mib: at boot.
         max_memory_mib: above `memory_mib` makes room for memory hotplug, in `memory_slots`.
         smp: virtual CPUs.
+        iommu: a virtual IOMMU; the cards then want {"iommu_platform": "on", "ats": "on",
+            "disable-legacy": "on"}.
+        incoming: wait for a migration from this URI instead of booting.
+        paused: do not run until told (QMP `cont`).
     """
 
     accel: str = "tcg"
@@ -87,6 +91,9 @@ class Machine:
     max_memory_mib: int = 0
     memory_slots: int = 2
     smp: int = 1
+    iommu: bool = False
+    incoming: str | None = None
+    paused: bool = False
 
 
 def command_line(image: GuestImage, machine: Machine, nics: tuple[Nic, ...]) -> list[str]:
@@ -100,11 +107,21 @@ def command_line(image: GuestImage, machine: Machine, nics: tuple[Nic, ...]) -> 
         memory += f",slots={machine.memory_slots},maxmem={machine.max_memory_mib}M"
     accel, cpu = ("kvm", "host") if machine.accel == "kvm" else ("tcg,thread=multi", "max")
     argv = [require(QEMU), "-accel", accel, "-cpu", cpu, "-smp", str(machine.smp)]
-    argv += ["-machine", "q35,memory-backend=mem", "-m", memory]
+    q35 = "q35,memory-backend=mem" + (",kernel-irqchip=split" if machine.iommu else "")
+    argv += ["-machine", q35, "-m", memory]
     argv += ["-object", f"memory-backend-memfd,id=mem,size={machine.memory_mib}M,share=on"]
     argv += ["-nodefaults", "-no-user-config", "-display", "none"]
     argv += ["-kernel", str(image.kernel.vmlinuz), "-initrd", str(image.initramfs)]
-    argv += ["-append", "console=ttyS0 loglevel=6 random.trust_cpu=on"]
+    append = "console=ttyS0 loglevel=6 random.trust_cpu=on"
+    if machine.iommu:
+        argv += ["-device", "intel-iommu,intremap=on,device-iotlb=on"]
+        # QEMU 7.2 tells vhost nothing of the whole-domain flushes of the lazy default.
+        append += " intel_iommu=on iommu.strict=1"
+    argv += ["-append", append]
+    if machine.incoming is not None:
+        argv += ["-incoming", machine.incoming]
+    if machine.paused:
+        argv.append("-S")
     for index, nic in enumerate(nics):
         argv += nic.options(index)
         argv += ["-device", _device(nic, index, machine.accel)]

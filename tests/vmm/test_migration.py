@@ -1,0 +1,131 @@
+"""Live migration into a file and out of it, under traffic: the dirty log misses nothing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from vhostnet.demo.machine import Machine, VhostUserNic
+from vhostnet.demo.qemu import GuestVM
+from vhostnet.demo.tools import spawn
+
+if TYPE_CHECKING:
+    from conftest import Bed
+
+pytestmark = [pytest.mark.vmm, pytest.mark.root]
+
+PAGE = 4096
+RAM = 256 << 20  # what is compared: all of the guest's memory
+HOST_GUEST = "192.0.2.2"
+MIB = 96
+#: Sends MIB MiB to the guest, slowly enough for a migration to happen meanwhile.
+SEND_TCP = f"""
+import hashlib, random, socket, time
+rng, digest = random.Random(1), hashlib.sha256()
+with socket.create_connection(("192.0.2.2", 5300), timeout=60) as s:
+    for _ in range({MIB}):
+        block = rng.randbytes(1 << 20)
+        digest.update(block)
+        s.sendall(block)
+        time.sleep(0.03)
+print(digest.hexdigest())
+"""
+MARK = b"vhostnet writes this page"
+SEND_UDP = f"""
+import socket
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    s.connect(("192.0.2.2", 9))
+    for n in range(100):
+        s.send({MARK!r} + n.to_bytes(1300, "little"))
+"""
+
+
+def wait_until(condition: Callable[[], bool], timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def status_of(guest: GuestVM) -> str:
+    status: str = guest.qmp("query-migrate")["status"]
+    assert status in ("setup", "active", "device", "completed"), status
+    return status
+
+
+def migrate_to_file(guest: GuestVM, state: Path) -> None:
+    """Migrate; the guest is paused afterwards, its memory as it was at the end."""
+    guest.qmp("migrate", uri=f"exec:cat > {state}")
+    wait_until(lambda: status_of(guest) == "completed")
+
+
+def arrived(bed: Bed, state: Path, *, paused: bool) -> GuestVM:
+    """Start the guest again from the file."""
+    moved = GuestVM(
+        bed.image,
+        Machine(bed.accel, incoming=f"exec:cat {state}", paused=paused),
+        [VhostUserNic(bed.socket)],
+        prefix=bed.host.prefix,
+    )
+    bed.stack.enter_context(moved)
+    wait_until(lambda: moved.qmp("query-status")["status"] in ("running", "paused"))
+    return moved
+
+
+def test_a_guest_migrates_under_traffic_and_every_byte_arrives(bed: Bed) -> None:
+    if bed.serve() is None:
+        pytest.skip("QEMU's own card needs no dirty log")
+    guest = bed.boot()
+    bed.assert_pings(guest)
+    guest.check("(nc -l -p 5300 | sha256sum > /tmp/sum; echo > /tmp/done) > /dev/null 2>&1 &")
+    guest.wait_until("netstat -ltn | grep -q ':5300 '")
+    sender = spawn([sys.executable, "-c", SEND_TCP], prefix=bed.host.prefix, stdout=subprocess.PIPE)
+    time.sleep(1.0)
+    migrate_to_file(guest, bed.folder / "state")
+    assert sender.poll() is None, "the traffic ended before the migration"
+    guest.stop()
+    moved = arrived(bed, bed.folder / "state", paused=False)
+    moved.wait_until("test -e /tmp/done", timeout=90)
+    said, _ = sender.communicate(timeout=60)
+    assert moved.check("cut -d' ' -f1 /tmp/sum").strip() == said.decode().strip()
+    bed.assert_transfers(moved)
+    bed.assert_quiet_log()
+
+
+def test_pages_that_only_we_have_written_are_migrated(bed: Bed) -> None:
+    """Packets arrive, after their pages were sent, in a card that the guest does not look at."""
+    if bed.serve() is None:
+        pytest.skip("QEMU's own card needs no dirty log")
+    guest = bed.boot()
+    bed.assert_pings(guest)
+    mac = guest.check("cat /sys/class/net/eth0/address").strip()
+    neighbour = ["ip", "neigh", "replace", HOST_GUEST, "lladdr", mac, "dev", "tap0"]
+    spawn(neighbour, prefix=bed.host.prefix).wait()
+    # the buffers stay posted, but nobody takes packets out of them
+    guest.check("ip link set eth0 down")
+    # enough dirty memory that the migration does not end before it may
+    guest.check("(while :; do dd if=/dev/urandom of=/tmp/x bs=1M count=24; done) >/dev/null 2>&1 &")
+    guest.qmp("migrate-set-parameters", **{"downtime-limit": 1, "max-bandwidth": 40 << 20})
+    guest.qmp("migrate", uri=f"exec:cat > {bed.folder / 'state'}")
+    wait_until(lambda: guest.qmp("query-migrate").get("ram", {}).get("dirty-sync-count", 0) >= 3)
+    spawn([sys.executable, "-c", SEND_UDP], prefix=bed.host.prefix).wait()
+    assert status_of(guest) == "active"
+    guest.qmp("migrate-set-parameters", **{"downtime-limit": 20000})
+    wait_until(lambda: status_of(guest) == "completed")
+    before, after = bed.folder / "before", bed.folder / "after"
+    guest.qmp("pmemsave", val=0, size=RAM, filename=str(before))
+    guest.stop()
+    moved = arrived(bed, bed.folder / "state", paused=True)
+    moved.qmp("pmemsave", val=0, size=RAM, filename=str(after))
+    assert before.read_bytes().count(MARK) >= 100
+    with before.open("rb") as a, after.open("rb") as b:
+        different = [page for page in range(RAM // PAGE) if a.read(PAGE) != b.read(PAGE)]
+    # QEMU's own devices rewrite their windows below 1 MiB when they are loaded
+    assert [page for page in different if page >= 256] == []
+    bed.assert_quiet_log()
