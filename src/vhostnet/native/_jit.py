@@ -38,8 +38,9 @@ R = TypeVar("R")
 def _source_digest() -> str:
     h = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {np.__version__}".encode())
     root = Path(__file__).parent.parent
-    for room in ("native", "datapath", "uapi"):
-        for path in sorted((root / room).rglob("*.py")):
+    rooms = (root / "native", root / "datapath", root / "uapi", root.parent / "vhostnet_frontend")
+    for room in rooms:
+        for path in sorted(room.rglob("*.py")):
             h.update(path.name.encode())
             h.update(path.read_bytes())
     return h.hexdigest()[:16]
