@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass
 
 from vhostnet.device.memory import MemoryTable, Region, map_region
-from vhostnet.device.vring import VringAddresses
+from vhostnet.device.ring_formats import VringAddresses
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 GPA = 0x4000_0000

@@ -12,7 +12,7 @@ from typing import Any
 from vhostnet.backends.tap import tap_queue
 from vhostnet.device.memory import MemoryTable, map_region
 from vhostnet.device.vhost_net import VhostNet
-from vhostnet.device.vring import VringAddresses
+from vhostnet.device.ring_formats import VringAddresses
 from vhostnet.protocol.vhost_user_codec import Codec, Request, encode_message
 from vhostnet.uapi import vhost_user as vu
 from vhostnet.uapi.virtio import (

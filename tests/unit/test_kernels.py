@@ -45,7 +45,9 @@ def test_every_backend_has_its_kernels_on_the_list():
     names = [spec.name for spec in catalogue.list_kernels()]
     assert len(set(names)) == len(names)
     for kind in ("tap", "null", "gen", "loop"):
-        assert catalogue.kernels_for(kind) == [f"vhost_worker/split/mapped/{kind}"]
+        assert catalogue.kernels_for(kind) == [
+            f"vhost_worker/{ring}/mapped/{kind}" for ring in ("split", "packed")
+        ]
 
 
 @needs_jit

@@ -26,6 +26,7 @@ from .layout import (
     LOOP,
     MAPPED_REGION,
     NULL,
+    PACKED_VRING,
     RX_HEAD,
     SPLIT_VRING,
     TAP,
@@ -33,7 +34,7 @@ from .layout import (
 )
 from .worker_loop import vhost_worker
 
-_RINGS = {"split": SPLIT_VRING}
+_RINGS = {"split": SPLIT_VRING, "packed": PACKED_VRING}
 _MEMORIES = {"mapped": MAPPED_REGION, "iotlb": IOTLB_ENTRY}
 _BACKENDS = {"tap": TAP, "null": NULL, "gen": GEN, "loop": LOOP}
 

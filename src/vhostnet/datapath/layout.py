@@ -28,8 +28,8 @@ HOLD_SIZE = 72 * 1024
 IOVEC = np.dtype([("iov_base", "<i8"), ("iov_len", "<i8")])
 IOVEC_SIZE = IOVEC.itemsize
 
-#: One receive chain taken: its head and how many bytes it holds.
-RX_HEAD = np.dtype([("id", "<i8"), ("room", "<i8")])
+#: One receive chain taken: its head, the bytes it holds, the descriptors it takes.
+RX_HEAD = np.dtype([("id", "<i8"), ("room", "<i8"), ("descs", "<i8")])
 
 #: struct epoll_event: packed on x86-64 only (uapi/linux/eventpoll.h).
 EPOLL_EVENT = np.dtype(
@@ -69,6 +69,7 @@ IOTLB_ENTRY = np.dtype(
 #: What a buffer is wanted for; the bits of an IOTLB entry's permission.
 VHOST_ACCESS_RO = 1
 VHOST_ACCESS_WO = 2
+VHOST_ACCESS_RW = 3
 
 #: Counters that every ring has, all w: worker, all since the ring's session began.
 COUNTERS = (
@@ -87,14 +88,8 @@ COUNTERS = (
     "iotlb_misses",  # an address was not in the IOTLB; the front-end was asked
 )
 
-SPLIT_VRING = _record(
-    # --- w: control ---------------------------------------------------------------------
-    # entries, a power of two
-    "split_num",
-    # our addresses of the three parts
-    "desc_hva",
-    "avail_hva",
-    "used_hva",
+#: What control sets on a ring of any format, while the worker is parked.
+_VRING_CONTROL = (
     # has a backend: handlers touch the ring only then
     "active",
     # tx of a disabled ring: take everything and throw it away
@@ -112,7 +107,7 @@ SPLIT_VRING = _record(
     # how long to look at the ring before sleeping, nanoseconds
     "busyloop_ns",
     # dirty log (live migration): our address of the bitmap and its bytes; are the data of
-    # received packets logged, are our writes to the used ring, and where that lies (gpa)
+    # received packets logged, are our writes to the ring, and where what we write lies (gpa)
     "log_hva",
     "log_size",
     "log_all",
@@ -130,26 +125,22 @@ SPLIT_VRING = _record(
     # addresses of private memory: a u64 of value 1, u8[16] for a torn descriptor
     "one_hva",
     "desc_copy_hva",
-    # --- w: worker ----------------------------------------------------------------------
-    # next avail entry to take
-    "last_avail_idx",
-    # newest avail->idx seen
-    "avail_idx",
-    # next used entry to write, not counting done_idx
-    "last_used_idx",
+)
+
+#: What the worker keeps on a ring of any format.
+_VRING_WORKER = (
     # used entries written, not yet published
     "done_idx",
     # something was published and the driver not yet signalled
     "signal_due",
-    # last_used_idx at the last signal test, and whether it means anything
+    # where the ring was at the last signal test, and whether that means anything
     "signalled_used",
     "signalled_used_valid",
-    # with IN_ORDER: the next head (free-running), and what the last chain took of the table
-    "next_head",
+    # descriptors of the ring that the last chain took
     "chain_descs",
     # the handler found the ring empty: it waits for the driver, not for the backend
     "wants_kick",
-    # our copy of used->flags
+    # kicks are not wanted: our copy of used->flags, or of the device event's
     "used_flags",
     # index of the region that served the last translation
     "last_region",
@@ -158,6 +149,53 @@ SPLIT_VRING = _record(
     "miss_perm",
     # last ring error found (codes.RING_*), 0 = none since the ring started
     "last_error",
+)
+
+#: VIRTIO 1.2 section 2.7.
+SPLIT_VRING = _record(
+    # entries, a power of two; w: control
+    "split_num",
+    # our addresses of the three parts; w: control
+    "desc_hva",
+    "avail_hva",
+    "used_hva",
+    *_VRING_CONTROL,
+    # next avail entry to take
+    "last_avail_idx",
+    # newest avail->idx seen
+    "avail_idx",
+    # next used entry to write, not counting done_idx
+    "last_used_idx",
+    # with IN_ORDER: the next head (free-running)
+    "next_head",
+    *_VRING_WORKER,
+    *COUNTERS,
+)
+
+#: VIRTIO 1.2 section 2.8.  Positions are 0 .. num - 1, each with its wrap counter (0 or 1).
+PACKED_VRING = _record(
+    # descriptors in the ring; w: control
+    "packed_num",
+    # our addresses of the ring, of the driver's and of the device's event area; w: control
+    "ring_hva",
+    "driver_hva",
+    "device_hva",
+    *_VRING_CONTROL,
+    # next descriptor to take
+    "avail_pos",
+    "avail_wrap",
+    # the first descriptor that was seen not to be available: what enable_notify waits for
+    "seen_pos",
+    "seen_wrap",
+    # next used descriptor to write
+    "used_pos",
+    "used_wrap",
+    # the first used descriptor of the batch: where, and the flags that publish it
+    "first_hva",
+    "first_flags",
+    # where the device event area lies in the guest, for the dirty log
+    "log_event_gpa",
+    *_VRING_WORKER,
     *COUNTERS,
 )
 

@@ -32,7 +32,7 @@ TOO_SMALL = -100
 def _hand_back(vq: Record, heads: Any, n: int) -> None:
     """Complete heads[:n] with length 0: nothing was written to them."""
     for k in range(n):
-        add_used(vq, int(heads[k]["id"]), 0, 1)
+        add_used(vq, int(heads[k]["id"]), 0, 1, int(heads[k]["descs"]))
 
 
 @helper
@@ -69,6 +69,7 @@ def get_rx_bufs(vq: Record, mem: Any, iov: Any, heads: Any, need: int) -> tuple[
             return (NO_BUFFERS if head == RING_EMPTY else head), 0
         heads[n_heads]["id"] = head
         heads[n_heads]["room"] = in_len
+        heads[n_heads]["descs"] = vq["chain_descs"]
         n_heads += 1
         n_descs += int(vq["chain_descs"])
         if n_out > 0 or n_in == 0:
@@ -95,13 +96,16 @@ def get_rx_bufs(vq: Record, mem: Any, iov: Any, heads: Any, need: int) -> tuple[
 def _complete(vq: Record, heads: Any, n: int, total: int) -> None:
     """Used entries for one packet of *total* bytes in heads[:n]: each full but the last."""
     left = total
+    n_descs = 0
     for k in range(n):
         length = min(left, int(heads[k]["room"]))
         left -= length
         if not vq["in_order"]:
-            add_used(vq, int(heads[k]["id"]), length, 1)
-        elif k == n - 1:
-            add_used(vq, int(heads[k]["id"]), length, n)
+            add_used(vq, int(heads[k]["id"]), length, 1, int(heads[k]["descs"]))
+        else:
+            n_descs += int(heads[k]["descs"])
+            if k == n - 1:
+                add_used(vq, int(heads[k]["id"]), length, n, n_descs)
 
 
 @helper

@@ -54,116 +54,25 @@ from .codes import (
     RING_BAD_HEAD,
     RING_BAD_NEXT,
     RING_EMPTY,
-    RING_INDIRECT_LEN,
-    RING_INDIRECT_NESTED,
-    RING_INDIRECT_OVERRUN,
-    RING_INDIRECT_TOO_BIG,
-    RING_INDIRECT_UNMAPPED,
     RING_LOOP,
     RING_OUT_AFTER_IN,
-    RING_TOO_MANY_IOVS,
-    RING_UNMAPPED,
 )
+from .descriptors import SPLIT_FLAGS_SHIFT, add_buffer, walk_indirect
 from .dirty_log_raw import log_used
-from .guest_memory_raw import read_guest, translate
-from .layout import SPLIT_VRING, UIO_MAXIOV, VHOST_ACCESS_RO, VHOST_ACCESS_WO
+from .layout import SPLIT_VRING, VHOST_ACCESS_RO, VHOST_ACCESS_WO
 from .vring_ops import (
     add_used,
     disable_notify,
     discard_vq_desc,
+    driver_wants_signal,
     enable_notify,
     get_vq_desc,
     publish_used,
     signal_eventfd,
-    signal_used,
     vq_avail_changed,
 )
 
 Record = Any
-MAX_INDIRECT = 65536
-
-
-@helper
-def _add_buffer(
-    vq: Record, mem: Any, iov: Any, at: int, n: int, gpa: int, size: int, access: int
-) -> int:
-    """Append the pieces of one buffer to iov[at + n:]; returns the new n or an error."""
-    done = 0
-    while done < size:
-        if n >= UIO_MAXIOV:
-            return RING_TOO_MANY_IOVS
-        hva, piece = translate(mem, vq, gpa + done, size - done, access)
-        if piece == 0:
-            return hva
-        iov[at + n]["iov_base"] = hva
-        iov[at + n]["iov_len"] = piece
-        n += 1
-        done += piece
-    return n
-
-
-@helper
-def _table_error(code: int) -> int:
-    """What an indirect table that is not to be had is called; a miss stays a miss."""
-    return RING_INDIRECT_UNMAPPED if code == RING_UNMAPPED else code
-
-
-@helper
-def _walk_indirect(
-    vq: Record, mem: Any, iov: Any, at: int, n_out: int, n_in: int, table: int, size: int
-) -> tuple[int, int, int, int]:
-    """Walk one indirect table; returns (n_out or error, n_in, bytes out, bytes in).
-
-    Entries are taken strictly in order, their `next` is ignored: only the flag matters.
-
-    Source: Linux get_indirect().
-    """
-    if size % VRING_DESC_SIZE != 0:
-        return RING_INDIRECT_LEN, 0, 0, 0
-    count = size // VRING_DESC_SIZE
-    if count > MAX_INDIRECT:
-        return RING_INDIRECT_TOO_BIG, 0, 0, 0
-    # the whole table has to be there, even what the chain does not use
-    checked = 0
-    while checked < size:
-        hva, piece = translate(mem, vq, table + checked, size - checked, VHOST_ACCESS_RO)
-        if piece == 0:
-            return _table_error(hva), 0, 0, 0
-        checked += piece
-    out_len = 0
-    in_len = 0
-    found = 0
-    while True:
-        if found >= count:
-            return RING_INDIRECT_OVERRUN, 0, 0, 0
-        entry = table + found * VRING_DESC_SIZE
-        found += 1
-        hva, piece = translate(mem, vq, entry, VRING_DESC_SIZE, VHOST_ACCESS_RO)
-        if piece < VRING_DESC_SIZE:  # across two regions: through private memory
-            hva = int(vq["desc_copy_hva"])
-            copied = read_guest(mem, vq, entry, VRING_DESC_SIZE, hva)
-            if copied < VRING_DESC_SIZE:
-                return _table_error(copied), 0, 0, 0
-        gpa = load_relaxed_i64(hva)
-        word = load_relaxed_i64(hva + 8)
-        length = word & 0xFFFFFFFF
-        flags = (word >> 32) & 0xFFFF
-        if flags & VRING_DESC_F_INDIRECT:
-            return RING_INDIRECT_NESTED, 0, 0, 0
-        access = VHOST_ACCESS_WO if flags & VRING_DESC_F_WRITE else VHOST_ACCESS_RO
-        n = _add_buffer(vq, mem, iov, at, n_out + n_in, gpa, length, access)
-        if n < 0:
-            return n, 0, 0, 0
-        if flags & VRING_DESC_F_WRITE:
-            n_in = n - n_out
-            in_len += length
-        else:
-            if n_in > 0:
-                return RING_OUT_AFTER_IN, 0, 0, 0
-            n_out = n
-            out_len += length
-        if not flags & VRING_DESC_F_NEXT:
-            return n_out, n_in, out_len, in_len
 
 
 @implements(get_vq_desc, SPLIT_VRING)
@@ -202,8 +111,8 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
         length = word & 0xFFFFFFFF
         flags = (word >> 32) & 0xFFFF
         if flags & VRING_DESC_F_INDIRECT:
-            got_out, got_in, more_out, more_in = _walk_indirect(
-                vq, mem, iov, at, n_out, n_in, gpa, length
+            got_out, got_in, more_out, more_in = walk_indirect(
+                vq, mem, iov, at, n_out, n_in, gpa, length, SPLIT_FLAGS_SHIFT
             )
             if got_out < 0:
                 return got_out, 0, 0, 0, 0
@@ -213,7 +122,7 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
             in_len += more_in
         else:
             access = VHOST_ACCESS_WO if flags & VRING_DESC_F_WRITE else VHOST_ACCESS_RO
-            n = _add_buffer(vq, mem, iov, at, n_out + n_in, gpa, length, access)
+            n = add_buffer(vq, mem, iov, at, n_out + n_in, gpa, length, access)
             if n < 0:
                 return n, 0, 0, 0, 0
             if flags & VRING_DESC_F_WRITE:
@@ -242,7 +151,7 @@ def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:
 
 
 @implements(add_used, SPLIT_VRING)
-def _add_used(vq: Record, head: int, length: int, n: int) -> None:
+def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:  # noqa: ARG001
     ahead = 0 if vq["one_used_a_batch"] else int(vq["done_idx"])
     slot = (int(vq["last_used_idx"]) + ahead) & (int(vq["split_num"]) - 1)
     hva = int(vq["used_hva"]) + VRING_USED_RING + slot * VRING_USED_ELEM_SIZE
@@ -256,9 +165,8 @@ def _vq_avail_changed(vq: Record) -> bool:
     return load_acquire_u16(int(vq["avail_hva"]) + VRING_AVAIL_IDX) != int(vq["avail_idx"])
 
 
-@helper
+@implements(driver_wants_signal, SPLIT_VRING)
 def _driver_wants_signal(vq: Record) -> bool:
-    """Whether to interrupt the driver for what was just published (Linux vhost_notify())."""
     smp_mb()  # used->idx must be visible before the driver's wish is read (3)
     if vq["notify_on_empty"] and int(vq["avail_idx"]) == int(vq["last_avail_idx"]):
         return True
@@ -316,19 +224,6 @@ def _publish_used(vq: Record) -> None:
         log_used(vq, VRING_USED_IDX, 2)
         signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
     vq["signal_due"] = 1
-
-
-@implements(signal_used, SPLIT_VRING)
-def _signal_used(vq: Record) -> None:
-    if not vq["signal_due"]:
-        return
-    vq["signal_due"] = 0
-    if int(vq["call_fd"]) >= 0:
-        if _driver_wants_signal(vq):
-            vq["calls"] += 1
-            signal_eventfd(int(vq["call_fd"]), int(vq["one_hva"]))
-        else:
-            vq["calls_suppressed"] += 1
 
 
 @implements(disable_notify, SPLIT_VRING)

@@ -86,7 +86,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
                 vq["drop_refused"] += 1
                 if result == -EBADFD:
                     outcome = HANDLED_BACKEND_GONE
-        add_used(vq, head, 0, 1)
+        add_used(vq, head, 0, 1, int(vq["chain_descs"]))
         taken += 1
         taken_bytes += out_len
         if exceeds_weight(taken, taken_bytes):

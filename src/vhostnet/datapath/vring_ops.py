@@ -1,7 +1,8 @@
 """What the handlers ask of a ring, whatever its format; the names are Linux vhost's.
 
 Each is a family: the dtype of the vring record chooses the body (`split_ring` for
-SPLIT_VRING).  A new ring format is a new record and a file of bodies, no change here.
+SPLIT_VRING, `packed_ring` for PACKED_VRING).  A new ring format is a new record and a file of
+bodies, no change here.
 """
 
 from __future__ import annotations
@@ -45,11 +46,12 @@ def discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:
 
 
 @family
-def add_used(vq: Record, head: int, length: int, n: int) -> None:
+def add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
     """Write a used entry: *length* bytes were written to chain *head*; not yet published.
 
     Args:
         n: chains that the entry stands for, *head* the last of them; 1 without IN_ORDER.
+        n_descs: descriptors of the ring that these chains took.
     """
     raise NotImplementedError
 
@@ -64,10 +66,10 @@ def publish_used(vq: Record) -> None:
 
 
 @family
-def signal_used(vq: Record) -> None:
-    """Interrupt the driver for what was published since the last call, if it asked for that.
+def driver_wants_signal(vq: Record) -> bool:
+    """Whether to interrupt the driver for what was published since the last test.
 
-    Source: Linux vhost_signal().
+    Source: Linux vhost_notify().
     """
     raise NotImplementedError
 
@@ -103,3 +105,20 @@ def signal_eventfd(fd: int, one_hva: int) -> None:
     """
     if fd >= 0:
         write(fd, one_hva, 8)
+
+
+@helper
+def signal_used(vq: Record) -> None:
+    """Interrupt the driver for what was published since the last call, if it asked for that.
+
+    Source: Linux vhost_signal().
+    """
+    if not vq["signal_due"]:
+        return
+    vq["signal_due"] = 0
+    if int(vq["call_fd"]) >= 0:
+        if driver_wants_signal(vq):
+            vq["calls"] += 1
+            signal_eventfd(int(vq["call_fd"]), int(vq["one_hva"]))
+        else:
+            vq["calls_suppressed"] += 1

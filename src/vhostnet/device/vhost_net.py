@@ -50,7 +50,8 @@ from vhostnet.uapi.virtio import VIRTIO_F_ACCESS_PLATFORM
 
 from .iotlb import Iotlb
 from .memory import MemoryTable
-from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, AddressSpace, Vring, VringAddresses
+from .ring_formats import VringAddresses
+from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, AddressSpace, Vring
 from .worker import Worker
 
 log = logging.getLogger("vhostnet.device")
@@ -145,9 +146,7 @@ class VhostNet:
         ring = self.vqs[index]
         missing = ring.place(self.space)
         if missing is None:
-            if self.iotlb is not None:
-                used_hva = int(ring.vq["used_hva"])
-                ring.vq["log_used_gpa"] = self.memory.hva_to_gpa(used_hva)
+            ring.find_log_addresses(self.memory, self.iotlb is not None)
             return True
         if self.iotlb is not None and ring.addresses is not None:
             self._miss(index, *missing)

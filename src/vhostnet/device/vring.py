@@ -18,43 +18,30 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from vhostnet.datapath.dirty_log_raw import log_used
-from vhostnet.datapath.layout import COUNTERS, SPLIT_VRING, VHOST_ACCESS_RO, VHOST_ACCESS_WO
-from vhostnet.datapath.vring_ops import signal_eventfd
+from vhostnet.datapath.layout import COUNTERS, VHOST_ACCESS_RO
 from vhostnet.errors import PeerError
-from vhostnet.native.ordering import load_acquire_u16, smp_mb, store_relaxed_u16
 from vhostnet.uapi.virtio import (
     VHOST_F_LOG_ALL,
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_RING_F_EVENT_IDX,
     VNET_HDR_LEN,
     VNET_HDR_MRG_LEN,
     VRING_DESC_SIZE,
-    VRING_NUM_MAX,
-    VRING_USED_ELEM_SIZE,
-    VRING_USED_FLAGS,
-    VRING_USED_IDX,
 )
+
+from .memory import MemoryTable
+from .ring_formats import PACKED, SPLIT, RingFormat, VringAddresses
 
 VHOST_NET_VQ_RX = 0
 VHOST_NET_VQ_TX = 1
-
-
-@dataclass(frozen=True, slots=True)
-class VringAddresses:
-    """Where the three parts lie, as the front-end sees them (uva)."""
-
-    desc_uva: int
-    avail_uva: int
-    used_uva: int
 
 
 #: VHOST_SET_VRING_ADDR flag: log our writes to the used ring.
@@ -73,7 +60,8 @@ class Vring:
 
     def __init__(self, index: int) -> None:
         self.index = index
-        self.record: Any = np.zeros(1, SPLIT_VRING)
+        self.format = SPLIT
+        self.record: Any = np.zeros(1, SPLIT.dtype)
         self._one = np.ones(1, np.uint64)
         self._desc_copy = np.zeros(VRING_DESC_SIZE, np.uint8)
         self.addresses: VringAddresses | None = None
@@ -86,7 +74,7 @@ class Vring:
 
     @property
     def num(self) -> int:
-        return int(self.vq["split_num"])
+        return int(self.vq[self.format.num_field])
 
     @property
     def active(self) -> bool:
@@ -94,9 +82,10 @@ class Vring:
 
     def reset(self) -> None:
         """Linux vhost_vq_reset(): as after open.  Descriptors must have been taken out."""
-        self.record[0] = 0
+        self.format = SPLIT
+        self.record = np.zeros(1, SPLIT.dtype)
         vq = self.vq
-        vq["split_num"] = 1
+        vq[self.format.num_field] = 1
         vq["kick_fd"] = vq["call_fd"] = vq["err_fd"] = vq["log_fd"] = -1
         vq["one_hva"] = self._one.ctypes.data
         vq["desc_copy_hva"] = self._desc_copy.ctypes.data
@@ -104,6 +93,7 @@ class Vring:
 
     def set_features(self, features: int) -> None:
         """Derive what the data path needs from the acked features."""
+        self._set_format(PACKED if features >> VIRTIO_F_RING_PACKED & 1 else SPLIT)
         vq = self.vq
         mergeable = bool(features >> VIRTIO_NET_F_MRG_RXBUF & 1)
         modern = bool(features >> VIRTIO_F_VERSION_1 & 1)
@@ -113,29 +103,46 @@ class Vring:
         vq["event_idx"] = features >> VIRTIO_RING_F_EVENT_IDX & 1
         vq["notify_on_empty"] = features >> VIRTIO_F_NOTIFY_ON_EMPTY & 1
         vq["log_all"] = features >> VHOST_F_LOG_ALL & 1
-        vq["in_order"] = features >> VIRTIO_F_IN_ORDER & 1
+        # a packed ring completes one by one, which IN_ORDER allows
+        vq["in_order"] = features >> VIRTIO_F_IN_ORDER & 1 and self.format is SPLIT
         vq["one_used_a_batch"] = vq["in_order"] and self.index == VHOST_NET_VQ_TX
+
+    def _set_format(self, new: RingFormat) -> None:
+        """Change the ring's format, before it runs; what both formats have is kept."""
+        if new is self.format:
+            return
+        old_record, base, num = self.record, self.format.get_base(self.vq), self.num
+        self.format = new
+        self.record = np.zeros(1, new.dtype)
+        for name in set(old_record.dtype.names) & set(new.dtype.names or ()):
+            self.record[name] = old_record[name]
+        self.vq[new.num_field] = num
+        new.set_base(self.vq, base if new.is_base(base) else 0)
 
     def set_num(self, num: int) -> None:
         """Entries; raises PeerError EBUSY while active, EINVAL for a bad size."""
         if self.active:
             raise PeerError(f"ring {self.index}: its size cannot change while it runs", errno.EBUSY)
-        if num < 1 or num > VRING_NUM_MAX or num & (num - 1):
-            raise PeerError(f"ring {self.index}: size {num} is not a power of two up to 32768")
-        self.vq["split_num"] = num
+        if not self.format.is_size(num):
+            what = "a power of two up to" if self.format is SPLIT else "from 1 to"
+            raise PeerError(f"ring {self.index}: size {num} is not {what} 32768")
+        self.vq[self.format.num_field] = num
 
     def set_base(self, base: int) -> None:
         """Next avail entry to take; raises PeerError EBUSY while active, EINVAL above 0xffff."""
         if self.active:
             raise PeerError(f"ring {self.index}: its base cannot change while it runs", errno.EBUSY)
-        if base > 0xFFFF:
+        if not self.format.is_base(base):
             raise PeerError(f"ring {self.index}: base {base:#x} is beyond 0xffff")
-        self.vq["last_avail_idx"] = base
-        self.vq["avail_idx"] = base
-        self.vq["next_head"] = base
+        self.format.set_base(self.vq, base)
 
     def get_base(self) -> int:
-        return int(self.vq["last_avail_idx"])
+        """Where to go on; see the format for what the bits mean."""
+        return self.format.get_base(self.vq)
+
+    def better_base(self) -> int | None:
+        """What the guest's memory says of the position, if it contradicts the base; placed."""
+        return self.format.better_base(self.vq)
 
     def set_addresses(self, addresses: VringAddresses) -> None:
         """Remember where the parts lie; raises PeerError EINVAL for a bad alignment."""
@@ -154,7 +161,8 @@ class Vring:
         if gpa is not None and (gpa % 4 or gpa >= 1 << 63):
             raise PeerError(f"ring {self.index}: log address {gpa:#x} must be 4-aligned")
         self.vq["log_used"] = gpa is not None
-        self.vq["log_used_gpa"] = gpa or 0
+        if self.format is SPLIT:
+            self.vq["log_used_gpa"] = gpa or 0
 
     def set_log(self, hva: int, size: int) -> None:
         """Where the dirty bitmap is; size 0: there is none, nothing is logged."""
@@ -171,55 +179,40 @@ class Vring:
         """
         if self.addresses is None:
             return 0, VHOST_ACCESS_RO
-        num = self.num
-        # avail and used end with the event words, acked or not: the spec reserves them
-        parts = (
-            ("desc_hva", self.addresses.desc_uva, num * VRING_DESC_SIZE, 1, VHOST_ACCESS_RO),
-            ("avail_hva", self.addresses.avail_uva, 6 + 2 * num, 2, VHOST_ACCESS_RO),
-            (
-                "used_hva",
-                self.addresses.used_uva,
-                6 + VRING_USED_ELEM_SIZE * num,
-                4,
-                VHOST_ACCESS_WO,
-            ),
-        )
         found = {}
-        for name, address, size, align, access in parts:
-            hva, missing = space.lookup(address, size, access)
-            if hva is None or hva % align:  # a region may start at an odd place
-                return missing, access
-            found[name] = hva
+        for part in self.format.parts(self.addresses, self.num):
+            hva, missing = space.lookup(part.address, part.size, part.access)
+            if hva is None or hva % part.align:  # a region may start at an odd place
+                return missing, part.access
+            found[part.field] = hva
         for name, hva in found.items():
             self.vq[name] = hva
         self.vq["last_region"] = 0
         return None
 
-    def read_used_idx(self) -> int:
-        """used->idx as it stands in the guest's memory; the ring must be placed."""
-        return load_acquire_u16(int(self.vq["used_hva"]) + VRING_USED_IDX)
+    def find_log_addresses(self, memory: MemoryTable, virtual: bool) -> None:
+        """Where the dirty log has what we write, if SET_VRING_ADDR does not say it; placed.
 
-    def init_access(self) -> None:
-        """Start with what memory says (Linux vhost_vq_init_access()); must be placed.
-
-        used->flags is ours and written at once; used->idx is taken from memory, which is how
-        a stopped ring goes on; the next signal is unconditional.
+        Behind an IOMMU its log address is I/O virtual; for packed rings front-ends disagree
+        which of the three parts it names.
         """
         vq = self.vq
+        if self.format is PACKED:
+            vq["log_used_gpa"] = memory.hva_to_gpa(int(vq["ring_hva"]))
+            vq["log_event_gpa"] = memory.hva_to_gpa(int(vq["device_hva"]))
+        elif virtual:
+            vq["log_used_gpa"] = memory.hva_to_gpa(int(vq["used_hva"]))
+
+    def init_access(self) -> None:
+        """Start with what memory says; must be placed."""
+        vq = self.vq
         vq["used_flags"] = 0
-        store_relaxed_u16(int(vq["used_hva"]) + VRING_USED_FLAGS, 0)
-        smp_mb()
-        if vq["log_used"]:
-            log_used(vq, VRING_USED_FLAGS, 2)
-            signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
-        vq["last_used_idx"] = self.read_used_idx()
         vq["done_idx"] = 0
         vq["signal_due"] = 0
         vq["wants_kick"] = 0
-        vq["signalled_used"] = vq["last_used_idx"]
         vq["signalled_used_valid"] = 0
-        vq["avail_idx"] = vq["last_avail_idx"]
         vq["last_error"] = 0
+        self.format.init_access(vq)
         vq["active"] = 1
 
     def signal(self) -> None:

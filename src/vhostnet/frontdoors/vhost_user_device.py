@@ -26,12 +26,12 @@ from vhostnet.device.memory import (
     map_region,
     same_region,
 )
+from vhostnet.device.ring_formats import VringAddresses
 from vhostnet.device.vhost_net import VhostNet
 from vhostnet.device.vring import (
     VHOST_NET_VQ_RX,
     VHOST_NET_VQ_TX,
     VHOST_VRING_F_LOG,
-    VringAddresses,
 )
 from vhostnet.errors import HostError, PeerError
 from vhostnet.protocol.verbs import MemoryRegion, VringAddr
@@ -42,6 +42,7 @@ from vhostnet.uapi.virtio import (
     VIRTIO_F_ANY_LAYOUT,
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MQ,
@@ -62,6 +63,7 @@ log = logging.getLogger("vhostnet.device")
 RING_FEATURES = mask(
     VHOST_F_LOG_ALL,
     VIRTIO_F_IN_ORDER,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_RING_RESET,
     VIRTIO_F_NOTIFY_ON_EMPTY,
     VIRTIO_F_ANY_LAYOUT,

@@ -68,20 +68,19 @@ class VhostUserRing:
         if self.runs or not self._place():
             return
         ring = self.net.vqs[self.vq]
-        used_idx = ring.read_used_idx()
-        base = ring.get_base()
-        if base != used_idx:
-            # We complete in order and keep nothing back, so the guest's own used index says
-            # where we were.  A front-end that lost the base (DPDK after a reconnect sends 0)
-            # would otherwise make us send or fill buffers a second time.
+        better = ring.better_base()
+        if better is not None:
+            # We complete in order and keep nothing back, so the guest's own memory says where
+            # we were.  A front-end that lost the base (DPDK after a reconnect sends 0) would
+            # otherwise make us send or fill buffers a second time.
             log.info(
-                "%s: ring %d: base %d taken from the guest's used index, not %d",
+                "%s: ring %d: base %#x taken from the guest's memory, not %#x",
                 self.net.name,
                 self.index,
-                used_idx,
-                base,
+                better,
+                ring.get_base(),
             )
-            self.net.set_vring_base(self.vq, used_idx)
+            self.net.set_vring_base(self.vq, better)
         self.net.set_backend(self.vq, self.queue)
         ring.signal()  # completions of before may not have been announced
 

@@ -1,0 +1,210 @@
+"""What control has to know of a ring's format: its parts, its position, how it starts.
+
+Two tables of plain functions over a vring record, `SPLIT` and `PACKED`; the data path's half of
+each format is `datapath/split_ring.py` and `datapath/packed_ring.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from vhostnet.datapath.dirty_log_raw import log_used, log_write
+from vhostnet.datapath.layout import (
+    PACKED_VRING,
+    SPLIT_VRING,
+    VHOST_ACCESS_RO,
+    VHOST_ACCESS_RW,
+    VHOST_ACCESS_WO,
+)
+from vhostnet.datapath.vring_ops import signal_eventfd
+from vhostnet.native.ordering import load_acquire_u16, smp_mb, store_relaxed_u16
+from vhostnet.uapi.virtio import (
+    VRING_DESC_SIZE,
+    VRING_NUM_MAX,
+    VRING_PACKED_DESC_F_USED,
+    VRING_PACKED_EVENT_FLAG_ENABLE,
+    VRING_PACKED_EVENT_SIZE,
+    VRING_USED_ELEM_SIZE,
+    VRING_USED_FLAGS,
+    VRING_USED_IDX,
+)
+
+Record = Any
+
+
+@dataclass(frozen=True, slots=True)
+class VringAddresses:
+    """Where the three parts lie, as the front-end sees them (uva).
+
+    In a packed ring `desc` is the ring, `avail` the driver's and `used` the device's event area.
+    """
+
+    desc_uva: int
+    avail_uva: int
+    used_uva: int
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One part of a ring: the record's field for it, where it is, how large, how aligned."""
+
+    field: str
+    address: int
+    size: int
+    align: int
+    access: int
+
+
+class RingFormat(Protocol):
+    """The functions that differ."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The record that kernels take."""
+
+    @property
+    def num_field(self) -> str:
+        """Where the record has the ring's size."""
+
+    def is_size(self, num: int) -> bool:
+        """Whether a ring can have *num* entries."""
+
+    def is_base(self, base: int) -> bool:
+        """Whether *base* is a position (SET_VRING_BASE)."""
+
+    def set_base(self, vq: Record, base: int) -> None:
+        """Go on at *base*."""
+
+    def get_base(self, vq: Record) -> int:
+        """Where to go on (GET_VRING_BASE)."""
+
+    def parts(self, addresses: VringAddresses, num: int) -> tuple[Part, ...]:
+        """The parts of a ring of *num* entries."""
+
+    def better_base(self, vq: Record) -> int | None:
+        """What the guest's memory says of the position, if it is not the base; placed."""
+
+    def init_access(self, vq: Record) -> None:
+        """Start with what memory says; the ring must be placed."""
+
+
+class SplitFormat:
+    """VIRTIO 1.2 section 2.7."""
+
+    dtype = SPLIT_VRING
+    num_field = "split_num"
+
+    def is_size(self, num: int) -> bool:
+        return 1 <= num <= VRING_NUM_MAX and not num & (num - 1)
+
+    def is_base(self, base: int) -> bool:
+        return base <= 0xFFFF
+
+    def set_base(self, vq: Record, base: int) -> None:
+        vq["last_avail_idx"] = base
+        vq["avail_idx"] = base
+        vq["next_head"] = base
+
+    def get_base(self, vq: Record) -> int:
+        return int(vq["last_avail_idx"])
+
+    def parts(self, addresses: VringAddresses, num: int) -> tuple[Part, ...]:
+        # avail and used end with the event words, acked or not: the spec reserves them
+        avail_size = 6 + 2 * num
+        used_size = 6 + VRING_USED_ELEM_SIZE * num
+        desc_size = num * VRING_DESC_SIZE
+        return (
+            Part("desc_hva", addresses.desc_uva, desc_size, 1, VHOST_ACCESS_RO),
+            Part("avail_hva", addresses.avail_uva, avail_size, 2, VHOST_ACCESS_RO),
+            Part("used_hva", addresses.used_uva, used_size, 4, VHOST_ACCESS_WO),
+        )
+
+    def _used_idx(self, vq: Record) -> int:
+        return load_acquire_u16(int(vq["used_hva"]) + VRING_USED_IDX)
+
+    def better_base(self, vq: Record) -> int | None:
+        used_idx = self._used_idx(vq)
+        return used_idx if used_idx != self.get_base(vq) else None
+
+    def init_access(self, vq: Record) -> None:
+        """Linux vhost_vq_init_access().
+
+        used->flags is ours and written at once; used->idx is taken from memory, which is how
+        a stopped ring goes on; the next signal is unconditional.
+        """
+        store_relaxed_u16(int(vq["used_hva"]) + VRING_USED_FLAGS, 0)
+        smp_mb()
+        if vq["log_used"]:
+            log_used(vq, VRING_USED_FLAGS, 2)
+            signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
+        vq["last_used_idx"] = self._used_idx(vq)
+        vq["signalled_used"] = vq["last_used_idx"]
+        vq["avail_idx"] = vq["last_avail_idx"]
+
+
+class PackedFormat:
+    """VIRTIO 1.2 section 2.8.
+
+    A base has the avail position in bits 0-14 and its wrap counter in bit 15; the used position
+    and wrap counter in bits 16-31, or nothing there (DPDK), which means the same again.
+    """
+
+    dtype = PACKED_VRING
+    num_field = "packed_num"
+
+    def is_size(self, num: int) -> bool:
+        return 1 <= num <= VRING_NUM_MAX
+
+    def is_base(self, base: int) -> bool:
+        return base <= 0xFFFF_FFFF
+
+    def set_base(self, vq: Record, base: int) -> None:
+        avail, used = base & 0xFFFF, base >> 16
+        if used == 0:
+            used = avail
+        vq["avail_pos"] = vq["seen_pos"] = avail & 0x7FFF
+        vq["avail_wrap"] = vq["seen_wrap"] = avail >> 15
+        vq["used_pos"], vq["used_wrap"] = used & 0x7FFF, used >> 15
+
+    def get_base(self, vq: Record) -> int:
+        avail = int(vq["avail_pos"]) | int(vq["avail_wrap"]) << 15
+        used = int(vq["used_pos"]) | int(vq["used_wrap"]) << 15
+        return avail | used << 16
+
+    def parts(self, addresses: VringAddresses, num: int) -> tuple[Part, ...]:
+        ring_size = num * VRING_DESC_SIZE
+        event_size = VRING_PACKED_EVENT_SIZE
+        return (
+            Part("ring_hva", addresses.desc_uva, ring_size, 16, VHOST_ACCESS_RW),
+            Part("driver_hva", addresses.avail_uva, event_size, 4, VHOST_ACCESS_RO),
+            Part("device_hva", addresses.used_uva, event_size, 4, VHOST_ACCESS_WO),
+        )
+
+    def better_base(self, vq: Record) -> int | None:
+        """Some front-ends send 0 for a ring that never ran, where 0x8000 is meant.
+
+        A real 0 comes after a whole number of even laps: then the first descriptor is used, or
+        available in a lap with wrap counter 0.  Either has the USED bit set, and a fresh ring
+        has not.
+        """
+        if self.get_base(vq) != 0:
+            return None
+        ring_hva = int(vq["ring_hva"])
+        flags = load_acquire_u16(ring_hva + 14)
+        return None if flags & 1 << VRING_PACKED_DESC_F_USED else 1 << VRING_PACKED_DESC_F_USED
+
+    def init_access(self, vq: Record) -> None:
+        store_relaxed_u16(int(vq["device_hva"]) + 2, VRING_PACKED_EVENT_FLAG_ENABLE)
+        smp_mb()
+        if vq["log_used"]:
+            log_write(vq, int(vq["log_event_gpa"]), VRING_PACKED_EVENT_SIZE)
+            signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
+        vq["signalled_used"] = vq["used_pos"]
+        vq["seen_pos"], vq["seen_wrap"] = vq["avail_pos"], vq["avail_wrap"]
+
+
+SPLIT: RingFormat = SplitFormat()
+PACKED: RingFormat = PackedFormat()
