@@ -11,12 +11,14 @@ from typing import Any
 
 from vhostnet.backends.tap import tap_queue
 from vhostnet.device.memory import MemoryTable, map_region
-from vhostnet.device.vhost_net import VhostNet
 from vhostnet.device.ring_formats import VringAddresses
+from vhostnet.device.vhost_net import VhostNet
 from vhostnet.protocol.vhost_user_codec import Codec, Request, encode_message
 from vhostnet.uapi import vhost_user as vu
 from vhostnet.uapi.virtio import (
+    VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_RING_F_EVENT_IDX,
@@ -26,7 +28,9 @@ from vhostnet.uapi.virtio import (
 from vhostnet_frontend import Conversions, InProcessTransport, NetDriver, Region, VhostUserTransport
 
 OFFERED = mask(
+    VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_RING_F_EVENT_IDX,

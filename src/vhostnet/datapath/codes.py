@@ -31,7 +31,7 @@ RING_MISS = -30
 RING_ERRORS: dict[int, str] = {
     RING_AVAIL_JUMP: "avail->idx moved by more than the ring holds",
     RING_BAD_HEAD: "the avail ring names a descriptor beyond the table",
-    RING_BAD_NEXT: "a descriptor's next points beyond the table",
+    RING_BAD_NEXT: "a chain goes on in a descriptor that is not the driver's to use",
     RING_LOOP: "a descriptor chain is longer than the table: it loops",
     RING_UNMAPPED: "a descriptor's buffer is not in the guest's memory",
     RING_OUT_AFTER_IN: "a readable descriptor follows a writable one",

@@ -50,7 +50,7 @@ from vhostnet.uapi.virtio import (
     VRING_USED_F_NO_NOTIFY,
 )
 
-from .codes import RING_EMPTY, RING_LOOP, RING_OUT_AFTER_IN
+from .codes import RING_BAD_NEXT, RING_EMPTY, RING_LOOP, RING_OUT_AFTER_IN
 from .descriptors import PACKED_FLAGS_SHIFT, add_buffer, walk_indirect
 from .dirty_log_raw import log_used, log_write
 from .layout import PACKED_VRING, VHOST_ACCESS_RO, VHOST_ACCESS_WO
@@ -148,6 +148,8 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
         if not flags & VRING_DESC_F_NEXT:
             break
         word = load_relaxed_i64(ring_hva + pos * VRING_DESC_SIZE + DESC_LEN)
+        if not _is_available((word >> PACKED_FLAGS_SHIFT) & 0xFFFF, wrap):
+            return RING_BAD_NEXT, 0, 0, 0, 0
     vq["avail_pos"] = pos
     vq["avail_wrap"] = wrap
     vq["seen_pos"] = pos

@@ -278,7 +278,7 @@ def _too_many_pieces(pair):
 
 
 BROKEN = {
-    _bad_next: "points beyond",
+    _bad_next: "not the driver's to use",
     _loop: "loops",
     _unmapped: "not in the guest's memory",
     _beyond_the_end: "not in the guest's memory",
