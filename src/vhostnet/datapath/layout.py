@@ -243,6 +243,11 @@ TAP = _record(
     "guest_csum",
     # bytes of virtio_net_hdr that the descriptor speaks
     "tap_hdr_len",
+    # bytes of virtio_net_hdr that we make and take off ourselves, in front of the descriptor's
+    # own (VHOST_NET_F_VIRTIO_NET_HDR); else 0
+    "made_hdr_len",
+    # the descriptor speaks another header than was negotiated: what comes in means nothing
+    "hdr_mismatch",
     # one packet read and not yet delivered: u8[HOLD_SIZE], and its length (0 = none)
     "hold_hva",
     "hold_len",

@@ -61,14 +61,14 @@ def _correct_header(hdr_hva: int, frame_len: int) -> None:
 
 @implements(backend_send, TAP)
 def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
-    if not bk["writable"]:
-        return -EAGAIN
-    hdr_hva = int(bk["hdr_hva"])
-    iov_to_buffer(iov, at, n, hdr_hva, hdr_len)
-    _correct_header(hdr_hva, total - hdr_len)
-    first = iov_skip(iov, at, n, hdr_len) - 1  # the piece before the frame becomes the header
-    iov[first]["iov_base"] = hdr_hva
-    iov[first]["iov_len"] = hdr_len
+    first = iov_skip(iov, at, n, hdr_len)
+    if not bk["made_hdr_len"]:
+        hdr_hva = int(bk["hdr_hva"])
+        iov_to_buffer(iov, at, n, hdr_hva, hdr_len)
+        _correct_header(hdr_hva, total - hdr_len)
+        first -= 1  # the piece before the frame becomes the header
+        iov[first]["iov_base"] = hdr_hva
+        iov[first]["iov_len"] = hdr_len
     pieces = at + n - first
     if pieces > UIO_MAXIOV:  # the header made it one too many: gather it
         if total > HOLD_SIZE:

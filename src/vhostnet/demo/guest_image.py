@@ -64,15 +64,20 @@ class GuestImage:
     initramfs: Path
 
 
-def guest_image(say: Callable[[str], None] = lambda _: None) -> GuestImage:
+def guest_image(
+    say: Callable[[str], None] = lambda _: None, *, kernel: GuestKernel | None = None
+) -> GuestImage:
     """Return the image from the cache, or build it (and fetch the kernel) first.
+
+    Args:
+        kernel: another one than the distribution's usual.
 
     Raises:
         HostError: a program is missing (the message names its package), or the kernel cannot
             be fetched.
     """
     content = _files()
-    kernel = guest_kernel(say)
+    kernel = kernel or guest_kernel(say)
     key = hashlib.sha256(f"{kernel.release} {MODULES} {INIT}".encode())
     for path, data in sorted(content.items()):
         key.update(f"\0{path}\0{len(data)}\0".encode() + data)

@@ -36,32 +36,41 @@ class GuestKernel:
     modules: Path
 
 
-def guest_kernel(say: Callable[[str], None] = lambda _: None) -> GuestKernel:
+def guest_kernel(
+    say: Callable[[str], None] = lambda _: None, *, package: str = META_PACKAGE
+) -> GuestKernel:
     """Return the kernel from the cache, or fetch it first (27 MB).
 
     A cached kernel is used for ever, so that a second run needs no network; remove the cache
     folder to get a newer one.
+
+    Args:
+        package: the meta package that names it; each has a place of its own in the cache.
     """
-    cached = _cached()
+    cached = _cached(package)
     if cached is not None:
         return cached
     with tempfile.TemporaryDirectory(prefix="fetch-", dir=cache_dir("guest")) as name:
         room = Path(name)
         try:
-            package = _download(room, [])
+            file = _download(package, room, [])
         except HostError:
             say("refreshing a private copy of the package lists")
-            package = _download(room, _private_lists())
-        say(f"unpacking {package.name.split('_')[0]}")
-        _unpack(package, room)
-    fetched = _cached()
+            file = _download(package, room, _private_lists())
+        say(f"unpacking {file.name.split('_')[0]}")
+        _unpack(file, room, _place(package))
+    fetched = _cached(package)
     if fetched is None:
-        raise HostError(f"{META_PACKAGE}: no kernel found in the package")
+        raise HostError(f"{package}: no kernel found in the package")
     return fetched
 
 
-def _cached() -> GuestKernel | None:
-    for folder in sorted(cache_dir("guest").glob("kernel-*"), reverse=True):
+def _place(package: str) -> Path:
+    return cache_dir("guest") if package == META_PACKAGE else cache_dir("guest", package)
+
+
+def _cached(package: str) -> GuestKernel | None:
+    for folder in sorted(_place(package).glob("kernel-*"), reverse=True):
         release = folder.name.removeprefix("kernel-")
         return GuestKernel(release, folder / "vmlinuz", folder / "modules")
     return None
@@ -75,19 +84,19 @@ def _private_lists() -> list[str]:
     return options
 
 
-def _download(room: Path, options: list[str]) -> Path:
-    """Download the kernel's package into `room`; returns the file."""
-    shown = output_of([require("apt-cache"), *options, "show", "--no-all-versions", META_PACKAGE])
+def _download(package: str, room: Path, options: list[str]) -> Path:
+    """Download the kernel that *package* names into `room`; returns the file."""
+    shown = output_of([require("apt-cache"), *options, "show", "--no-all-versions", package])
     match = re.search(r"^Depends:.*?\b(linux-image-[0-9][^\s,]*)", shown, re.MULTILINE)
     if match is None:
-        raise HostError(f"the package lists know no {META_PACKAGE}; is this Debian on amd64?")
+        raise HostError(f"the package lists know no {package}; is this Debian on amd64?")
     output_of([require("apt-get"), *options, "download", match[1]], timeout=300, cwd=room)
     for file in room.glob("*.deb"):
         return file
     raise HostError(f"apt-get downloaded no file for {match[1]}")
 
 
-def _unpack(package: Path, room: Path) -> None:
+def _unpack(package: Path, room: Path, place: Path) -> None:
     """Unpack into `room`, then move the finished tree to its place in one step."""
     tree, ready = room / "tree", room / "ready"
     output_of([require("dpkg-deb"), "-x", str(package), str(tree)])
@@ -99,7 +108,7 @@ def _unpack(package: Path, room: Path) -> None:
     shutil.move(vmlinuz, ready / "vmlinuz")
     shutil.move(modules, ready / "modules")
     try:
-        os.rename(ready, cache_dir("guest") / f"kernel-{modules.name}")
+        os.rename(ready, place / f"kernel-{modules.name}")
     except OSError:
-        if _cached() is None:  # else another process was faster, and has the same
+        if not (place / f"kernel-{modules.name}").exists():  # else another process was faster, and has the same
             raise

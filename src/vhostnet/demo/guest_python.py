@@ -37,18 +37,23 @@ _UNUSED = ("test", "lib2to3", "idlelib", "ensurepip", "distutils", "pydoc_data",
 
 
 def python_guest_image(
-    files: Mapping[str, bytes], place: Path, say: Callable[[str], None] = lambda _: None
+    files: Mapping[str, bytes],
+    place: Path,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    kernel: GuestKernel | None = None,
 ) -> GuestImage:
     """Make the image of a guest with python3 and *files*.
 
     Args:
         files: path below FOLDER -> content; a module goes in compiled too.
         place: the initramfs to write.
+        kernel: another one than the distribution's usual.
 
     Raises:
         HostError: a program is missing or a package cannot be fetched.
     """
-    base = guest_image(say)
+    base = guest_image(say, kernel=kernel)
     ours = Archive()
     for name, content in sorted(files.items()):
         ours.file(f"{FOLDER}/{name}", content)

@@ -49,6 +49,7 @@ from vhostnet.errors import PeerError
 from vhostnet.uapi.virtio import VIRTIO_F_ACCESS_PLATFORM
 
 from .iotlb import Iotlb
+from .linux_abi import linux_abi as abi_of
 from .memory import MemoryTable
 from .ring_formats import VringAddresses
 from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, AddressSpace, Vring
@@ -66,10 +67,17 @@ class VhostNet:
 
     Args:
         name: what log lines call it.
+        linux_abi: the version of Linux to behave as (see linux_abi.py).
+
+    Attributes:
+        user_space: where the owner's addresses are, if not all of them are in the memory table:
+            a character device's rings and I/O translations may lie anywhere in its process.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, linux_abi: str = "newest") -> None:
         self.name = name
+        self.abi = abi_of(linux_abi)
+        self.user_space: MemoryTable | None = None
         self.rx = Vring(VHOST_NET_VQ_RX)
         self.tx = Vring(VHOST_NET_VQ_TX)
         self.vqs = (self.rx, self.tx)
@@ -131,15 +139,22 @@ class VhostNet:
         with self.quiesced():
             self.features = features
             for ring in self.vqs:
-                ring.set_features(features)
+                ring.set_features(
+                    features, num_buffers_for_version_1=self.abi.num_buffers_for_version_1
+                )
             if features >> VIRTIO_F_ACCESS_PLATFORM & 1:
-                self.iotlb = Iotlb(self.memory)
+                self.iotlb = Iotlb(self._user_memory)
                 self._misses.clear()
+
+    @property
+    def _user_memory(self) -> MemoryTable:
+        """Where the front-end's own addresses are."""
+        return self.memory if self.user_space is None else self.user_space
 
     @property
     def space(self) -> AddressSpace:
         """What the addresses of rings mean."""
-        return self.memory if self.iotlb is None else self.iotlb
+        return self._user_memory if self.iotlb is None else self.iotlb
 
     def place_ring(self, index: int) -> bool:
         """Find a ring in our memory; False, and the front-end is asked, if it is not there."""
@@ -195,8 +210,10 @@ class VhostNet:
     def set_mem_table(self, memory: MemoryTable) -> None:
         """Use *memory* from now on; active rings must lie in it (PeerError EFAULT)."""
         with self.quiesced():
-            if self.iotlb is None and any(
-                ring.active and ring.place(memory) is not None for ring in self.vqs
+            if (
+                self.iotlb is None
+                and self.user_space is None
+                and any(ring.active and ring.place(memory) is not None for ring in self.vqs)
             ):
                 for ring in self.vqs:
                     ring.place(self.memory)
@@ -205,8 +222,10 @@ class VhostNet:
                     errno.EFAULT,
                 )
             self.memory = memory
+            for ring in self.vqs:
+                ring.vq["last_region"] = 0
             if self.iotlb is not None:
-                self.iotlb.set_memory(memory)
+                self.iotlb.set_memory(self._user_memory)
                 self._resume(set())
 
     def set_log(self, hva: int, size: int) -> None:
@@ -353,7 +372,10 @@ class VhostNet:
                 events = select.EPOLLIN | select.EPOLLOUT
                 arm = self.worker.rearm if other is queue or old is queue else self.worker.watch
                 arm(queue.poll_fd, events, EVENT_BACKEND)
-            work_queue(self.worker.record[0], _NET_WORK[index])
+            # TX of a backend that is polled: not before it can be written (an interface that
+            # is down cannot); the new watch tells at once if it can.
+            if index == VHOST_NET_VQ_RX or queue.poll_fd < 0:
+                work_queue(self.worker.record[0], _NET_WORK[index])
 
     def set_discard(self, index: int, discard: bool) -> None:
         """A ring that must move but may not send: its packets are taken and thrown away."""

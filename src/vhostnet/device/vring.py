@@ -91,15 +91,15 @@ class Vring:
         vq["desc_copy_hva"] = self._desc_copy.ctypes.data
         self.addresses = None
 
-    def set_features(self, features: int) -> None:
-        """Derive what the data path needs from the acked features."""
+    def set_features(self, features: int, *, num_buffers_for_version_1: bool = True) -> None:
+        """Derive what the data path needs from the acked features (see linux_abi.py)."""
         self._set_format(PACKED if features >> VIRTIO_F_RING_PACKED & 1 else SPLIT)
         vq = self.vq
         mergeable = bool(features >> VIRTIO_NET_F_MRG_RXBUF & 1)
         modern = bool(features >> VIRTIO_F_VERSION_1 & 1)
         vq["hdr_len"] = VNET_HDR_MRG_LEN if mergeable or modern else VNET_HDR_LEN
         vq["mergeable"] = mergeable
-        vq["set_num_buffers"] = mergeable or modern
+        vq["set_num_buffers"] = mergeable or (modern and num_buffers_for_version_1)
         vq["event_idx"] = features >> VIRTIO_RING_F_EVENT_IDX & 1
         vq["notify_on_empty"] = features >> VIRTIO_F_NOTIFY_ON_EMPTY & 1
         vq["log_all"] = features >> VHOST_F_LOG_ALL & 1

@@ -43,7 +43,6 @@ from vhostnet.uapi.virtio import (
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
     VIRTIO_F_RING_PACKED,
-    VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MQ,
     VIRTIO_NET_F_MTU,
@@ -60,11 +59,12 @@ from .vhost_user_rings import VhostUserRing
 
 log = logging.getLogger("vhostnet.device")
 
+#: Not RING_RESET: QEMU (7.2 to 10.2) tells only a kernel back-end that a queue was reset, and the
+#: guest's ring would change under us.
 RING_FEATURES = mask(
     VHOST_F_LOG_ALL,
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_RING_PACKED,
-    VIRTIO_F_RING_RESET,
     VIRTIO_F_NOTIFY_ON_EMPTY,
     VIRTIO_F_ANY_LAYOUT,
     VIRTIO_RING_F_INDIRECT_DESC,
