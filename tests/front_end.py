@@ -81,8 +81,11 @@ class FrontEnd:
 
     def __init__(self, path: str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(PATIENCE_S)
+        # A full backlog makes a connect wait, but one with Python's timeout fail at once.
+        patience = struct.pack("ll", int(PATIENCE_S), 0)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         self.socket.connect(path)
+        self.socket.settimeout(PATIENCE_S)
 
     def __enter__(self) -> FrontEnd:
         return self
@@ -100,7 +103,8 @@ class FrontEnd:
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         try:
             sent = self.socket.sendmsg([data], rights)
-            self.socket.sendall(data[sent:])
+            if sent < len(data):
+                self.socket.sendall(data[sent:])
         except (BrokenPipeError, ConnectionResetError) as error:
             raise SessionClosed from error
 

@@ -13,7 +13,6 @@ import struct
 from dataclasses import dataclass
 
 from driver_ring import GPA, UVA, Memory
-
 from vhostnet.device.memory import MemoryTable, map_region
 
 CANARY = 0xA7
@@ -32,11 +31,11 @@ class Island:
         return self.gpa + self.size
 
 
-# Rings lie in the first one.  The second follows it without a gap, the others do not; the last
-# is smaller than a descriptor and follows the one before, so that a table can lie across both.
-MAIN = Island(GPA, 0x1A00, 0x1200)
-NEXT_TO_MAIN = Island(MAIN.end, 0x904, 0x4440)
-DISTANT = Island(NEXT_TO_MAIN.end + 0x6FC, 0x1008, 0x6800)
+# The second follows the first without a gap, the others do not; the last but one is smaller than
+# a descriptor and follows the one before, so that a table can lie across both.
+MAIN = Island(GPA, 0x1A02, 0x1200)
+NEXT_TO_MAIN = Island(MAIN.end, 0x904, 0x4442)
+DISTANT = Island(NEXT_TO_MAIN.end + 0x6FA, 0x1008, 0x6800)
 TINY = Island(DISTANT.end, 8, 0x9FF8)
 HIGH = Island((1 << 63) - 0x1000, 0x400, 0xB0C0)
 ISLANDS = (MAIN, NEXT_TO_MAIN, DISTANT, TINY, HIGH)

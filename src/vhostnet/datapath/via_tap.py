@@ -61,10 +61,10 @@ def _correct_header(hdr_hva: int, frame_len: int) -> None:
 
 @implements(backend_send, TAP)
 def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
+    hdr_hva = int(bk["hdr_hva"])
+    iov_to_buffer(iov, at, n, hdr_hva, hdr_len)  # before the pieces are changed
     first = iov_skip(iov, at, n, hdr_len)
     if not bk["made_hdr_len"]:
-        hdr_hva = int(bk["hdr_hva"])
-        iov_to_buffer(iov, at, n, hdr_hva, hdr_len)
         _correct_header(hdr_hva, total - hdr_len)
         first -= 1  # the piece before the frame becomes the header
         iov[first]["iov_base"] = hdr_hva

@@ -59,7 +59,7 @@ from .vhost_user_rings import VhostUserRing
 
 log = logging.getLogger("vhostnet.device")
 
-#: Not RING_RESET: QEMU (7.2 to 10.2) tells only a kernel back-end that a queue was reset, and the
+#: Not RING_RESET: QEMU (7.2 at least) tells only a kernel back-end that a queue was reset, and the
 #: guest's ring would change under us.
 RING_FEATURES = mask(
     VHOST_F_LOG_ALL,
