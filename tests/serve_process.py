@@ -19,10 +19,11 @@ READY_S = 240.0
 PATIENCE_S = 10.0
 
 PROGRAM = ("-m", "vhostnet")
-# The same program without its limit of log lines a second, for tests that read every line.
+# The same program without its limits of log lines, for tests that read every line.
 TALKATIVE = (
     "-c",
-    "from vhostnet.frontdoors import peer_log; peer_log.BURST = 1 << 30; "
+    "from vhostnet.cli import logs; from vhostnet.frontdoors import peer_log; "
+    "logs.BURST = peer_log.BURST = 1 << 30; "
     "from vhostnet.cli.main import main; raise SystemExit(main())",
 )
 

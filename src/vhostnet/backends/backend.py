@@ -20,6 +20,10 @@ class BackendQueue:
     poll_fd: int = -1
     keep: list[Any] = field(default_factory=list)
 
+    def holds_packet(self) -> bool:
+        """Whether a packet was read and not delivered: no poll will tell of it."""
+        return "hold_len" in (self.record.dtype.names or ()) and self.record[0]["hold_len"] > 0
+
 
 class Backend:
     """The network side of one card, with as many queues as the card has queue pairs."""

@@ -122,6 +122,7 @@ class TapBackend(Backend):
         self._multi_queue = multi_queue
         self._attached = [True] * len(fds)
         self._link: bool | None = None
+        self._negotiated: tuple[int, int] | None = None
         self.features = _BASE_FEATURES
         if self._try_offloads(TUN_F_CSUM | _USO):
             self.features |= _USO_FEATURES
@@ -174,6 +175,7 @@ class TapBackend(Backend):
     def negotiate(self, hdr_len: int, features: int) -> None:
         self._set_hdr_len(hdr_len)
         offloads = 0
+        before = self._negotiated
         for bit, flag in _GUEST_OFFLOADS:
             if features >> bit & 1:
                 offloads |= flag
@@ -185,6 +187,12 @@ class TapBackend(Backend):
             raise HostError(f"TAP {self.name}: refuses the offloads {offloads:#x}")
         for queue in self.queues:
             queue.record[0]["guest_csum"] = bool(offloads & TUN_F_CSUM)
+        self._negotiated = (hdr_len, offloads)
+        if before is not None and before != self._negotiated:
+            # another driver: what was read, or cut to size, for the last one is not for it
+            dropped = self.discard_pending()
+            if dropped:
+                log.info("TAP %s: discarded %d packets for another driver", self.name, dropped)
 
     def set_link(self, up: bool) -> None:
         if up == self._link:
@@ -256,7 +264,10 @@ class TapBackend(Backend):
 
     def _set_hdr_len(self, hdr_len: int) -> None:
         assert hdr_len in (VNET_HDR_LEN, VNET_HDR_MRG_LEN)
-        fcntl.ioctl(self.queues[0].poll_fd, TUNSETVNETHDRSZ, struct.pack("=i", hdr_len))
+        try:
+            fcntl.ioctl(self.queues[0].poll_fd, TUNSETVNETHDRSZ, struct.pack("=i", hdr_len))
+        except OSError as e:
+            raise HostError(f"TAP {self.name}: TUNSETVNETHDRSZ: {e.strerror}", e.errno or 0) from e
         for queue in self.queues:  # one size for the whole interface
             queue.record[0]["tap_hdr_len"] = hdr_len
 

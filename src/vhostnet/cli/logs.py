@@ -49,6 +49,36 @@ def _quoted(text: str) -> str:
     return json.dumps(text) if not text or any(c in text for c in ' "=\n') else text
 
 
+# Of what guests and front-ends cause: a session's counters of 50 queue pairs fit.
+BURST = 100
+INTERVAL_S = 10.0
+
+
+class _Bounded(logging.Filter):
+    """Hold back lines that a guest or a front-end can cause without end, and count them.
+
+    The door bounds its own lines (logger "vhostnet", see peer_log); these come from below it.
+    Errors, which are bugs or the host's doing, always pass.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._began = 0.0
+        self._lines = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name == "vhostnet" or record.levelno >= logging.ERROR:
+            return True
+        now = time.monotonic()
+        if now - self._began >= INTERVAL_S:
+            held_back = self._lines - BURST
+            self._began, self._lines = now, 0
+            if held_back > 0:
+                record.msg = f"{record.msg} ({held_back} lines before this one were held back)"
+        self._lines += 1
+        return self._lines <= BURST
+
+
 FORMATS: dict[str, type[logging.Formatter]] = {"text": _Text, "logfmt": _Logfmt, "json": _Json}
 
 
@@ -56,6 +86,7 @@ def set_up(level: str, form: str) -> None:
     """Send this program's log to stderr; other packages' (numba's is long) stays off."""
     handler = logging.StreamHandler()
     handler.setFormatter(FORMATS[form]())
+    handler.addFilter(_Bounded())
     logger = logging.getLogger("vhostnet")
     logger.handlers[:] = [handler]
     logger.setLevel(LEVELS[level])

@@ -74,32 +74,36 @@ def walk_indirect(
     table: int,
     size: int,
     flags_shift: int,
-) -> tuple[int, int, int, int]:
-    """Walk one indirect table; returns (n_out or ring code, n_in, bytes out, bytes in).
+    n_before: int,
+) -> tuple[int, int, int, int, int]:
+    """Walk one indirect table; returns (n_out or ring code, n_in, bytes out, bytes in, entries).
 
     Entries are taken strictly in order.  A split table ends at the first entry without NEXT
-    (the field `next` is ignored), a packed one at its end.
+    (the field `next` is ignored), a packed one at its end.  Empty buffers count as pieces of the
+    chain, which has *n_before* already: they take time as well.
 
     Source: Linux get_indirect(); VIRTIO 1.2 section 2.8.7.
     """
     if size % VRING_DESC_SIZE != 0:
-        return RING_INDIRECT_LEN, 0, 0, 0
+        return RING_INDIRECT_LEN, 0, 0, 0, 0
     count = size // VRING_DESC_SIZE
     if count > MAX_INDIRECT:
-        return RING_INDIRECT_TOO_BIG, 0, 0, 0
+        return RING_INDIRECT_TOO_BIG, 0, 0, 0, 0
     # the whole table has to be there, even what the chain does not use
     checked = 0
     while checked < size:
         hva, piece = translate(mem, vq, table + checked, size - checked, VHOST_ACCESS_RO)
         if piece == 0:
-            return _table_error(hva), 0, 0, 0
+            return _table_error(hva), 0, 0, 0, 0
         checked += piece
     out_len = 0
     in_len = 0
     found = 0
     while True:
         if found >= count:
-            return RING_INDIRECT_OVERRUN, 0, 0, 0
+            return RING_INDIRECT_OVERRUN, 0, 0, 0, 0
+        if n_before + found >= UIO_MAXIOV:
+            return RING_TOO_MANY_IOVS, 0, 0, 0, 0
         entry = table + found * VRING_DESC_SIZE
         found += 1
         hva, piece = translate(mem, vq, entry, VRING_DESC_SIZE, VHOST_ACCESS_RO)
@@ -107,27 +111,27 @@ def walk_indirect(
             hva = int(vq["desc_copy_hva"])
             copied = read_guest(mem, vq, entry, VRING_DESC_SIZE, hva)
             if copied < VRING_DESC_SIZE:
-                return _table_error(copied), 0, 0, 0
+                return _table_error(copied), 0, 0, 0, 0
         addr = load_relaxed_i64(hva)
         word = load_relaxed_i64(hva + 8)
         length = word & 0xFFFFFFFF
         flags = (word >> flags_shift) & 0xFFFF
         if flags & VRING_DESC_F_INDIRECT:
-            return RING_INDIRECT_NESTED, 0, 0, 0
+            return RING_INDIRECT_NESTED, 0, 0, 0, 0
         access = VHOST_ACCESS_WO if flags & VRING_DESC_F_WRITE else VHOST_ACCESS_RO
         n = add_buffer(vq, mem, iov, at, n_out + n_in, addr, length, access)
         if n < 0:
-            return n, 0, 0, 0
+            return n, 0, 0, 0, 0
         if flags & VRING_DESC_F_WRITE:
             n_in = n - n_out
             in_len += length
         else:
             if n_in > 0:
-                return RING_OUT_AFTER_IN, 0, 0, 0
+                return RING_OUT_AFTER_IN, 0, 0, 0, 0
             n_out = n
             out_len += length
         if flags_shift == PACKED_FLAGS_SHIFT:
             if found == count:
-                return n_out, n_in, out_len, in_len
+                return n_out, n_in, out_len, in_len, found
         elif not flags & VRING_DESC_F_NEXT:
-            return n_out, n_in, out_len, in_len
+            return n_out, n_in, out_len, in_len, found

@@ -166,8 +166,6 @@ SPLIT_VRING = _record(
     "avail_idx",
     # next used entry to write, not counting done_idx
     "last_used_idx",
-    # with IN_ORDER: the next head (free-running)
-    "next_head",
     *_VRING_WORKER,
     *COUNTERS,
 )
@@ -232,9 +230,8 @@ EVENT_CONTROL = 5
 #: A queue of a TUN/TAP device, or whatever else one descriptor reads and writes frames of.
 TAP = _record(
     "tap_fd",
-    # false after EAGAIN, true after EPOLLIN / EPOLLOUT; w: worker
+    # false after EAGAIN, true after EPOLLIN; w: worker
     "readable",
-    "writable",
     # the device behind the descriptor was deleted
     "gone",
     # towards guests: complete partial checksums in software; w: control

@@ -50,10 +50,16 @@ from vhostnet.uapi.virtio import (
     VRING_USED_F_NO_NOTIFY,
 )
 
-from .codes import RING_BAD_NEXT, RING_EMPTY, RING_LOOP, RING_OUT_AFTER_IN
+from .codes import (
+    RING_BAD_NEXT,
+    RING_EMPTY,
+    RING_LOOP,
+    RING_OUT_AFTER_IN,
+    RING_TOO_MANY_IOVS,
+)
 from .descriptors import PACKED_FLAGS_SHIFT, add_buffer, walk_indirect
 from .dirty_log_raw import log_used, log_write
-from .layout import PACKED_VRING, VHOST_ACCESS_RO, VHOST_ACCESS_WO
+from .layout import PACKED_VRING, UIO_MAXIOV, VHOST_ACCESS_RO, VHOST_ACCESS_WO
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -91,6 +97,16 @@ def _flags_at(vq: Record, pos: int) -> int:
     return load_acquire_u16(int(vq["ring_hva"]) + pos * VRING_DESC_SIZE + DESC_FLAGS)
 
 
+@helper
+def _laps(vq: Record, pos: int) -> int:
+    """How often the way to *pos*, which is beyond an end, goes round the ring (-1: back once).
+
+    More than once: a driver that makes descriptors available again while they are being taken
+    can have more of them taken for one packet than the ring has.
+    """
+    return pos // int(vq["packed_num"])
+
+
 @implements(get_vq_desc, PACKED_VRING)
 def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int, int, int]:
     num = int(vq["packed_num"])
@@ -109,6 +125,7 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
     out_len = 0
     in_len = 0
     found = 0
+    pieces = 0
     while True:
         found += 1
         if found > num:
@@ -123,16 +140,20 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
             pos = 0
             wrap ^= 1
         if flags & VRING_DESC_F_INDIRECT:
-            got_out, got_in, more_out, more_in = walk_indirect(
-                vq, mem, iov, at, n_out, n_in, addr, length, PACKED_FLAGS_SHIFT
+            got_out, got_in, more_out, more_in, more = walk_indirect(
+                vq, mem, iov, at, n_out, n_in, addr, length, PACKED_FLAGS_SHIFT, pieces
             )
             if got_out < 0:
                 return got_out, 0, 0, 0, 0
             n_out = got_out
             n_in = got_in
+            pieces += more
             out_len += more_out
             in_len += more_in
         else:
+            pieces += 1
+            if pieces > UIO_MAXIOV:
+                return RING_TOO_MANY_IOVS, 0, 0, 0, 0
             access = VHOST_ACCESS_WO if flags & VRING_DESC_F_WRITE else VHOST_ACCESS_RO
             n = add_buffer(vq, mem, iov, at, n_out + n_in, addr, length, access)
             if n < 0:
@@ -163,8 +184,8 @@ def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:  # noqa: ARG001
     # `seen` stays: descriptors that were seen and did not suffice are no news
     pos = int(vq["avail_pos"]) - n_descs
     if pos < 0:
-        pos += int(vq["packed_num"])
-        vq["avail_wrap"] ^= 1
+        vq["avail_wrap"] ^= _laps(vq, pos) & 1
+        pos %= int(vq["packed_num"])
     vq["avail_pos"] = pos
 
 
@@ -189,8 +210,8 @@ def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
     vq["done_idx"] += n
     pos += n_descs
     if pos >= int(vq["packed_num"]):
-        pos -= int(vq["packed_num"])
-        vq["used_wrap"] = wrap ^ 1
+        vq["used_wrap"] = wrap ^ (_laps(vq, pos) & 1)
+        pos %= int(vq["packed_num"])
     vq["used_pos"] = pos
 
 

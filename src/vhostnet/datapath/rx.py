@@ -26,6 +26,7 @@ from .work import exceeds_weight, ring_error, ring_fault, work_queue
 Record = Any
 NO_BUFFERS = 0
 TOO_SMALL = -100
+MALFORMED = -101
 
 
 @helper
@@ -47,10 +48,9 @@ def get_rx_bufs(vq: Record, mem: Any, iov: Any, heads: Any, need: int) -> tuple[
     Returns:
         (n_heads, n_iov) on success; (NO_BUFFERS, 0): the ring has too few, none was kept;
         (TOO_SMALL, 0): not mergeable and the one buffer is too small, it was given back;
+        (MALFORMED, 0): a chain that no packet can be written to (a readable part, or no bytes)
+        was handed back with length 0, together with those taken before it; Linux leaks them;
         (a ring error, 0).
-
-    A chain that no packet can be written to (a readable part, or no bytes) is handed back
-    with length 0, together with those taken before it; Linux leaks them.
 
     Source: Linux get_rx_bufs().
     """
@@ -76,11 +76,7 @@ def get_rx_bufs(vq: Record, mem: Any, iov: Any, heads: Any, need: int) -> tuple[
             vq["drop_malformed"] += 1
             ring_fault(vq)
             _hand_back(vq, heads, n_heads)
-            n_heads = 0
-            n_descs = 0
-            n_iov = 0
-            room = 0
-            continue
+            return MALFORMED, 0
         n_iov += n_in
         room += in_len
         if n_iov > UIO_MAXIOV:
@@ -140,6 +136,8 @@ def handle_rx(
         if n_heads == TOO_SMALL:
             vq["drop_too_small"] += 1
             backend_consume(bk)
+        elif n_heads == MALFORMED:
+            pass  # the packet tries the next one; a run of nothing else ends by its weight
         elif n_heads < 0:
             outcome = ring_error(vq, n_heads)
             break
@@ -153,9 +151,9 @@ def handle_rx(
             _complete(vq, heads, n_heads, need)
             vq["packets"] += 1
             vq["bytes"] += need
-            if int(vq["done_idx"]) > VHOST_NET_BATCH:
-                publish_used(vq)
-                signal_used(vq)
+        if int(vq["done_idx"]) > VHOST_NET_BATCH:
+            publish_used(vq)
+            signal_used(vq)
         taken += 1
         taken_bytes += need
         if exceeds_weight(taken, taken_bytes):

@@ -55,11 +55,13 @@ from .codes import (
     RING_BAD_NEXT,
     RING_EMPTY,
     RING_LOOP,
+    RING_MISS,
     RING_OUT_AFTER_IN,
+    RING_TOO_MANY_IOVS,
 )
 from .descriptors import SPLIT_FLAGS_SHIFT, add_buffer, walk_indirect
 from .dirty_log_raw import log_used
-from .layout import SPLIT_VRING, VHOST_ACCESS_RO, VHOST_ACCESS_WO
+from .layout import SPLIT_VRING, UIO_MAXIOV, VHOST_ACCESS_RO, VHOST_ACCESS_WO
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -87,13 +89,12 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
         if ((idx - last) & 0xFFFF) > num:
             return RING_AVAIL_JUMP, 0, 0, 0, 0
         vq["avail_idx"] = idx
-    if vq["in_order"]:  # the avail ring cannot say anything else
-        head = int(vq["next_head"]) & (num - 1)
-    else:
-        slot = last & (num - 1)
-        head = load_relaxed_u16(int(vq["avail_hva"]) + VRING_AVAIL_RING + 2 * slot)
-        if head >= num:
-            return RING_BAD_HEAD, 0, 0, 0, 0
+    # Also with IN_ORDER: counting heads ourselves would go wrong after a stop and start, since a
+    # base counts chains and not descriptors.
+    slot = last & (num - 1)
+    head = load_relaxed_u16(int(vq["avail_hva"]) + VRING_AVAIL_RING + 2 * slot)
+    if head >= num:
+        return RING_BAD_HEAD, 0, 0, 0, 0
     desc_hva = int(vq["desc_hva"])
     n_out = 0
     n_in = 0
@@ -101,6 +102,7 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
     in_len = 0
     i = head
     found = 0
+    pieces = 0
     while True:
         found += 1
         if found > num:
@@ -111,16 +113,22 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
         length = word & 0xFFFFFFFF
         flags = (word >> 32) & 0xFFFF
         if flags & VRING_DESC_F_INDIRECT:
-            got_out, got_in, more_out, more_in = walk_indirect(
-                vq, mem, iov, at, n_out, n_in, gpa, length, SPLIT_FLAGS_SHIFT
+            got_out, got_in, more_out, more_in, more = walk_indirect(
+                vq, mem, iov, at, n_out, n_in, gpa, length, SPLIT_FLAGS_SHIFT, pieces
             )
             if got_out < 0:
+                if got_out != RING_MISS:  # a bad table is told twice, as in Linux
+                    signal_eventfd(int(vq["err_fd"]), int(vq["one_hva"]))
                 return got_out, 0, 0, 0, 0
             n_out = got_out
             n_in = got_in
+            pieces += more
             out_len += more_out
             in_len += more_in
         else:
+            pieces += 1
+            if pieces > UIO_MAXIOV:
+                return RING_TOO_MANY_IOVS, 0, 0, 0, 0
             access = VHOST_ACCESS_WO if flags & VRING_DESC_F_WRITE else VHOST_ACCESS_RO
             n = add_buffer(vq, mem, iov, at, n_out + n_in, gpa, length, access)
             if n < 0:
@@ -139,15 +147,13 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
         if i >= num:
             return RING_BAD_NEXT, 0, 0, 0, 0
     vq["last_avail_idx"] = (last + 1) & 0xFFFF
-    vq["next_head"] = (int(vq["next_head"]) + found) & 0xFFFF
     vq["chain_descs"] = found
     return head, n_out, n_in, out_len, in_len
 
 
 @implements(discard_vq_desc, SPLIT_VRING)
-def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:
+def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:  # noqa: ARG001
     vq["last_avail_idx"] = (int(vq["last_avail_idx"]) - n) & 0xFFFF
-    vq["next_head"] = (int(vq["next_head"]) - n_descs) & 0xFFFF
 
 
 @implements(add_used, SPLIT_VRING)

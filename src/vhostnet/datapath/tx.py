@@ -67,7 +67,8 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
             vq["drop_disabled"] += 1
         elif out_len <= hdr_len:
             vq["drop_short"] += 1
-            ring_fault(vq)
+            if out_len == 0:  # a header without a frame is no fault of the ring, in Linux
+                ring_fault(vq)
         else:
             result = backend_send(bk, iov, 1, n_out, hdr_len, out_len)
             if result == 0:

@@ -4,8 +4,9 @@ Sending: the header is copied to private memory first and corrected there; the f
 the kernel from the guest's own pages.  Receiving: a TAP has no peek, so one packet is read
 into private memory and held until the guest has buffers for it.
 
-The TAP is polled edge-triggered: `readable` and `writable` say what is known since the last
-edge, and only EAGAIN takes them back.
+The TAP is polled edge-triggered: `readable` says what is known since the last edge, and only
+EAGAIN takes it back.  A write is always tried: an interface that is down is never writable, and
+the write says so.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import errno
 from typing import Any
 
 from vhostnet.native._jit import helper, implements
-from vhostnet.native.libc_raw import read, writev
+from vhostnet.native.libc_raw import is_writable, read, writev
 from vhostnet.native.ordering import (
     load_relaxed_u16,
     load_u8,
@@ -41,7 +42,9 @@ from .layout import HOLD_SIZE, IOVEC_SIZE, TAP, UIO_MAXIOV
 
 Record = Any
 EAGAIN, EINTR, EBADFD, EBADF = errno.EAGAIN, errno.EINTR, errno.EBADFD, errno.EBADF
-EMSGSIZE = errno.EMSGSIZE
+EMSGSIZE, ENOBUFS = errno.EMSGSIZE, errno.ENOBUFS
+#: Behind the longest header, in the room for private copies of it.
+HDR_SCRATCH = 32
 
 
 @helper
@@ -85,8 +88,10 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
     if result >= 0:
         return 0
     if result == -EAGAIN:
-        bk["writable"] = 0
-    elif result == -EBADFD or result == -EBADF:
+        # Ask before waiting for an edge: a TAP announces room only to those who asked.
+        scratch_hva = int(bk["hdr_hva"]) + HDR_SCRATCH
+        return -ENOBUFS if is_writable(int(bk["tap_fd"]), scratch_hva) else -EAGAIN
+    if result == -EBADFD or result == -EBADF:
         bk["gone"] = 1
         return -EBADFD
     return result
@@ -98,12 +103,15 @@ def _peek(bk: Record) -> tuple[int, int]:
     held = int(bk["hold_len"])
     if held > 0:
         return hold_hva, held
+    made = int(bk["made_hdr_len"])
     hdr_len = int(bk["tap_hdr_len"])
     while bk["readable"]:
         # Older kernels leave header bytes beyond 10 as they were: they must not carry
         # anything from the packet before.
-        store_i64(hold_hva + hdr_len - 8, 0)
-        got = read(int(bk["tap_fd"]), hold_hva, HOLD_SIZE)
+        if made + hdr_len > 0:
+            store_i64(hold_hva, 0)
+            store_i64(hold_hva + made + hdr_len - 8, 0)
+        got = read(int(bk["tap_fd"]), hold_hva + made, HOLD_SIZE - made)
         if got == -EINTR:
             continue
         if got == -EBADFD or got == -EBADF:
@@ -113,8 +121,9 @@ def _peek(bk: Record) -> tuple[int, int]:
         if got < 0:  # EAGAIN; anything else would be new, and an edge tells when to retry
             bk["readable"] = 0
             break
-        if got <= hdr_len:
+        if got <= hdr_len or bk["hdr_mismatch"]:
             continue
+        got += made
         if bk["fill_checksums"]:
             fill_partial_checksum(hold_hva, hdr_len, got, int(bk["guest_csum"]))
         bk["hold_len"] = got
@@ -136,5 +145,3 @@ def _turns(bk: Record) -> bool:
 def _ready(bk: Record, readable: bool, writable: bool) -> None:
     if readable:
         bk["readable"] = 1
-    if writable:
-        bk["writable"] = 1

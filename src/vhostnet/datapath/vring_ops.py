@@ -40,7 +40,7 @@ def discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:
     """Give back the last *n* chains taken: they will be taken again (Linux name).
 
     Args:
-        n_descs: the sum of `vq["chain_descs"]` after each of them (IN_ORDER counts these).
+        n_descs: the sum of `vq["chain_descs"]` after each of them (a packed ring counts these).
     """
     raise NotImplementedError
 

@@ -131,7 +131,8 @@ def _ask_for_kicks(worker: Record, vq: Record, item: int) -> None:
 @helper
 def prepare_to_wait(worker: Record, rx: Record, tx: Record) -> None:
     """Everything the guest has to know before we sleep; may queue work instead."""
-    signal_used(tx)
+    if tx["active"]:
+        signal_used(tx)
     _ask_for_kicks(worker, rx, WORK_RX_KICK)
     _ask_for_kicks(worker, tx, WORK_TX_KICK)
 
@@ -257,7 +258,7 @@ def vhost_worker(
     while True:
         timeout_ms = 0
         if int(worker["n_work"]) == 0:
-            if tx["signal_due"] and not looked:
+            if tx["active"] and tx["signal_due"] and not looked:
                 looked = True
             else:
                 looked = False

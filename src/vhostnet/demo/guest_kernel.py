@@ -107,8 +107,9 @@ def _unpack(package: Path, room: Path, place: Path) -> None:
     ready.mkdir()
     shutil.move(vmlinuz, ready / "vmlinuz")
     shutil.move(modules, ready / "modules")
+    wanted = place / f"kernel-{modules.name}"
     try:
-        os.rename(ready, place / f"kernel-{modules.name}")
+        os.rename(ready, wanted)
     except OSError:
-        if not (place / f"kernel-{modules.name}").exists():  # else another process was faster, and has the same
+        if not wanted.exists():  # else another process was faster, and has the same
             raise

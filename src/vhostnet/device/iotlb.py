@@ -125,7 +125,8 @@ class Iotlb:
     def _rows(self, entry: Entry, start: int) -> list[tuple[int, int, int, int]]:
         """The pieces of *entry* from iova *start* on that lie in regions of our process."""
         rows = []
-        for region in self._memory.regions:
+        first = entry.uva + start - entry.iova
+        for region in self._memory.regions_at(first, entry.uva + entry.size):
             low = max(entry.uva + start - entry.iova, region.uva)
             high = min(entry.uva + entry.size, region.uva + region.size)
             if low < high:

@@ -33,12 +33,15 @@ class LinuxAbi:
         features_array: GET_ and SET_FEATURES_ARRAY exist (6.17).
         num_buffers_for_version_1: num_buffers is written for VERSION_1 without MRG_RXBUF,
             as the specification wants (about 6.14).
+        iotlb_goes_with_its_feature: features without ACCESS_PLATFORM take the IOTLB away; in
+            6.1 it stays until RESET_OWNER.
     """
 
     name: str
     features: int
     features_array: bool
     num_buffers_for_version_1: bool
+    iotlb_goes_with_its_feature: bool
 
 
 _6_1 = mask(
@@ -57,9 +60,27 @@ _NEWEST = _6_12 | mask(VIRTIO_F_IN_ORDER)
 LINUX_ABIS: dict[str, LinuxAbi] = {
     abi.name: abi
     for abi in (
-        LinuxAbi("6.1", _6_1, features_array=False, num_buffers_for_version_1=False),
-        LinuxAbi("6.12", _6_12, features_array=False, num_buffers_for_version_1=False),
-        LinuxAbi("newest", _NEWEST, features_array=True, num_buffers_for_version_1=True),
+        LinuxAbi(
+            "6.1",
+            _6_1,
+            features_array=False,
+            num_buffers_for_version_1=False,
+            iotlb_goes_with_its_feature=False,
+        ),
+        LinuxAbi(
+            "6.12",
+            _6_12,
+            features_array=False,
+            num_buffers_for_version_1=False,
+            iotlb_goes_with_its_feature=True,
+        ),
+        LinuxAbi(
+            "newest",
+            _NEWEST,
+            features_array=True,
+            num_buffers_for_version_1=True,
+            iotlb_goes_with_its_feature=True,
+        ),
     )
 }
 

@@ -9,6 +9,7 @@ Not here: finding a guest address (`datapath/guest_memory_raw.py`).
 
 from __future__ import annotations
 
+import bisect
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -120,6 +121,10 @@ class MemoryTable:
                     f"regions gpa={low.gpa:#x} size={low.size:#x} and gpa={high.gpa:#x} "
                     f"size={high.size:#x} overlap"
                 )
+        self._by_uva = sorted(self.regions, key=lambda r: r.uva)
+        self._uvas = [r.uva for r in self._by_uva]
+        # the front-end's ranges may overlap: how far back one that reaches here may begin
+        self._longest = max((r.size for r in self.regions), default=0)
         self.array: npt.NDArray[Any] = np.zeros(len(self.regions), MAPPED_REGION)
         for i, r in enumerate(self.regions):
             self.array[i] = (r.gpa, r.size, r.hva)
@@ -130,12 +135,19 @@ class MemoryTable:
         for r in self.regions:
             r.mapping.release()
         self.regions = ()
+        self._by_uva, self._uvas = [], []
         self.array = np.zeros(0, MAPPED_REGION)
 
     def lookup(self, uva: int, size: int, access: int) -> tuple[int | None, int]:  # noqa: ARG002
         """As `Iotlb.lookup`: (hva, 0), or (None, *uva*).  Regions allow every access."""
         hva = self.uva_to_hva(uva, size)
         return hva, 0 if hva is not None else uva
+
+    def regions_at(self, uva: int, end: int) -> list[Region]:
+        """The regions that hold any of the front-end's bytes [uva, end)."""
+        low = bisect.bisect_left(self._uvas, uva - self._longest + 1)
+        high = bisect.bisect_left(self._uvas, end)
+        return [r for r in self._by_uva[low:high] if r.uva + r.size > uva]
 
     def hva_to_gpa(self, hva: int) -> int:
         """The guest physical address of a byte of ours, 0 if it is in no region."""

@@ -75,6 +75,9 @@ class RingFormat(Protocol):
     def is_base(self, base: int) -> bool:
         """Whether *base* is a position (SET_VRING_BASE)."""
 
+    def is_within(self, vq: Record) -> bool:
+        """Whether the position is one of a ring of this size: the ring may start."""
+
     def set_base(self, vq: Record, base: int) -> None:
         """Go on at *base*."""
 
@@ -103,10 +106,12 @@ class SplitFormat:
     def is_base(self, base: int) -> bool:
         return base <= 0xFFFF
 
+    def is_within(self, vq: Record) -> bool:  # noqa: ARG002
+        return True  # indices run freely
+
     def set_base(self, vq: Record, base: int) -> None:
         vq["last_avail_idx"] = base
         vq["avail_idx"] = base
-        vq["next_head"] = base
 
     def get_base(self, vq: Record) -> int:
         return int(vq["last_avail_idx"])
@@ -160,6 +165,9 @@ class PackedFormat:
 
     def is_base(self, base: int) -> bool:
         return base <= 0xFFFF_FFFF
+
+    def is_within(self, vq: Record) -> bool:
+        return max(int(vq["avail_pos"]), int(vq["used_pos"])) < int(vq["packed_num"])
 
     def set_base(self, vq: Record, base: int) -> None:
         avail, used = base & 0xFFFF, base >> 16

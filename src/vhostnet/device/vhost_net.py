@@ -38,20 +38,23 @@ from vhostnet.datapath.layout import (
     IOVEC,
     RX_HEAD,
     UIO_MAXIOV,
+    VHOST_ACCESS_RO,
+    VHOST_ACCESS_WO,
     WORK_RX_KICK,
     WORK_RX_NET,
     WORK_TX_KICK,
     WORK_TX_NET,
 )
+from vhostnet.datapath.vring_ops import signal_used
 from vhostnet.datapath.work import work_queue
 from vhostnet.datapath.worker_loop import vhost_worker
 from vhostnet.errors import PeerError
-from vhostnet.uapi.virtio import VIRTIO_F_ACCESS_PLATFORM
+from vhostnet.uapi.virtio import VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM, VRING_USED_RING
 
 from .iotlb import Iotlb
 from .linux_abi import linux_abi as abi_of
 from .memory import MemoryTable
-from .ring_formats import VringAddresses
+from .ring_formats import PACKED, SPLIT, VringAddresses
 from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, AddressSpace, Vring
 from .worker import Worker
 
@@ -86,7 +89,8 @@ class VhostNet:
         self.iotlb: Iotlb | None = None
         #: told (iova, access) of every IOTLB miss, in the worker's or the control thread
         self.on_iotlb_miss: Callable[[int, int], None] = lambda _iova, _access: None
-        self._misses: list[tuple[int, int]] = []
+        #: ring index -> the I/O virtual address that it waits for
+        self._misses: dict[int, int] = {}
         self.worker: Worker | None = None
         self._backends: list[BackendQueue | None] = [None, None]
         self._iov = np.zeros(2 * UIO_MAXIOV + 1, IOVEC)
@@ -145,6 +149,19 @@ class VhostNet:
             if features >> VIRTIO_F_ACCESS_PLATFORM & 1:
                 self.iotlb = Iotlb(self._user_memory)
                 self._misses.clear()
+            elif self.iotlb is not None and self.abi.iotlb_goes_with_its_feature:
+                self.iotlb = None
+                self._misses.clear()
+                for index, ring in enumerate(self.vqs):
+                    ring.vq["active"] = self.active(index) and self.place_ring(index)
+
+    def set_log_all(self, enabled: bool) -> None:
+        """Switch VHOST_F_LOG_ALL and nothing else (a migration starts or ends)."""
+        with self.quiesced():
+            bit = 1 << VHOST_F_LOG_ALL
+            self.features = self.features | bit if enabled else self.features & ~bit
+            for ring in self.vqs:
+                ring.vq["log_all"] = enabled
 
     @property
     def _user_memory(self) -> MemoryTable:
@@ -167,10 +184,28 @@ class VhostNet:
             self._miss(index, *missing)
         return False
 
+    def _place_used_ring(self, index: int) -> bool:
+        """As `place_ring`, of what a start touches: the used ring's flags and index.
+
+        The front-end is asked for reading first, as Linux does; but Linux then writes to
+        what may only be read, and we do not.
+        """
+        ring = self.vqs[index]
+        if ring.addresses is None:
+            return False
+        for access in (VHOST_ACCESS_RO, VHOST_ACCESS_WO):
+            address = ring.addresses.used_uva
+            hva, missing = self.space.lookup(address, VRING_USED_RING, access)
+            if hva is None or hva % 4:  # a mapping may start at an odd place
+                self._miss(index, missing, access)
+                return False
+            ring.vq["used_hva"] = hva
+        return True
+
     # --- IOTLB ------------------------------------------------------------------------
 
     def _miss(self, index: int, iova: int, access: int) -> None:
-        self._misses.append((index, iova))
+        self._misses[index] = iova
         self.on_iotlb_miss(iova, access)
 
     def iotlb_update(self, iova: int, size: int, uva: int, perm: int) -> None:
@@ -182,8 +217,9 @@ class VhostNet:
             raise PeerError(f"{self.name}: ACCESS_PLATFORM was not acked", errno.EFAULT)
         with self.quiesced():
             self.iotlb.update(iova, size, uva, perm)
-            waiting = {i for i, at in self._misses if iova <= at < iova + size}
-            self._misses = [m for m in self._misses if not iova <= m[1] < iova + size]
+            waiting = {i for i, at in self._misses.items() if iova <= at < iova + size}
+            for index in waiting:
+                del self._misses[index]
             self._resume(waiting)
 
     def iotlb_invalidate(self, iova: int, size: int) -> None:
@@ -271,24 +307,30 @@ class VhostNet:
         """Poll *fd* (-1: none) from now on; already signalled means handled at once."""
         with self.quiesced():
             ring = self.vqs[index]
+            if fd >= 0:
+                self._watch_kick(index, fd)
             old = ring.take_fd("kick_fd")
-            if old >= 0:
-                if self.worker is not None:
-                    self.worker.unwatch(old)
-                _close(old)
+            if old >= 0 and self.worker is not None:
+                self.worker.unwatch(old)
+            _close(old)
             ring.vq["polled"] = 0
-            if fd < 0:
-                return
+            ring.vq["kick_fd"] = fd
+            ring.vq["kick_is_pipe"] = fd >= 0 and not _is_eventfd(fd)
+
+    def _watch_kick(self, index: int, fd: int) -> None:
+        """Poll a new kick; if that fails the old one stays, and *fd* is closed."""
+        try:
             if self.worker is None:
-                _close(fd)
                 raise PeerError(f"{self.name}: has no owner", errno.EPERM)
             try:
                 self.worker.watch(fd, select.EPOLLIN, _KICK_WORK[index])
             except OSError as e:
-                _close(fd)
                 raise PeerError(f"ring {index}: the kick cannot be polled: {e.strerror}") from e
-            ring.vq["kick_fd"] = fd
-            ring.vq["kick_is_pipe"] = not _is_eventfd(fd)
+            if not _is_eventfd(fd):
+                _never_wait(fd)  # its bytes are read, and somebody else may be quicker
+        except PeerError:
+            _close(fd)
+            raise
 
     def set_vring_polled(self, index: int) -> None:
         """The driver has no kick to give: look at the ring at short intervals instead."""
@@ -298,7 +340,11 @@ class VhostNet:
 
     def set_vring_call(self, index: int, fd: int) -> None:
         """Signal *fd* (-1: none) from now on."""
-        self._swap_fd(index, "call_fd", fd)
+        with self.quiesced():
+            self._swap_fd(index, "call_fd", fd)
+            if self.vqs[index].format is PACKED:
+                # without a call nothing was tested: how far back that was is not known
+                self.vqs[index].vq["signalled_used_valid"] = 0
 
     def set_vring_err(self, index: int, fd: int) -> None:
         """Report ring errors on *fd* (-1: none) from now on."""
@@ -306,11 +352,16 @@ class VhostNet:
 
     def set_log_fd(self, fd: int) -> None:
         """Signal *fd* (-1: none) after each write to the dirty log."""
-        for index in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):
-            self._swap_fd(index, "log_fd", os.dup(fd) if fd >= 0 else -1)
-        _close(fd)
+        try:
+            for index in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):
+                self._swap_fd(index, "log_fd", os.dup(fd) if fd >= 0 else -1)
+        except OSError as e:
+            raise PeerError(f"log descriptor: {e.strerror}", e.errno or errno.EINVAL) from e
+        finally:
+            _close(fd)
 
     def _swap_fd(self, index: int, name: str, fd: int) -> None:
+        _never_wait(fd)
         with self.quiesced():
             ring = self.vqs[index]
             old = ring.take_fd(name)
@@ -336,9 +387,10 @@ class VhostNet:
     def set_backend(self, index: int, queue: BackendQueue | None) -> None:
         """Attach a ring to a backend queue and start it, or stop it with None.
 
-        Starting: the ring must translate (PeerError EFAULT); its handler runs once without
-        a kick.  Stopping: on return every buffer taken is published, and nothing touches
-        the ring any more.  A packet that was read and not delivered stays with the queue.
+        Starting: the ring must translate (PeerError EFAULT) and its base lie in it (PeerError
+        EINVAL); its handler runs once without a kick.  Stopping: on return every buffer taken
+        is published, and nothing touches the ring any more.  A packet that was read and not
+        delivered stays with the queue.
 
         Source: Linux vhost_net_set_backend().
         """
@@ -348,6 +400,8 @@ class VhostNet:
             if old is None:
                 return
             with self.quiesced():
+                if ring.active:  # while its memory is still there
+                    signal_used(ring.vq)
                 ring.vq["active"] = 0
                 self._backends[index] = None
                 if self.worker is not None and old.poll_fd >= 0 and old not in self._backends:
@@ -359,22 +413,26 @@ class VhostNet:
             other = self._backends[1 - index]
             if other is not None and other.record.dtype != queue.record.dtype:
                 raise PeerError(f"{self.name}: both rings need backends of one kind")
-            if not self.place_ring(index):
+            # Behind an IOMMU a start needs the used ring only; the rest may come later.
+            in_parts = self.iotlb is not None and ring.format is SPLIT
+            if not (self._place_used_ring(index) if in_parts else self.place_ring(index)):
                 raise PeerError(
                     f"{self.name}: the {_DIRECTION[index]} ring is not in the guest's memory",
                     errno.EFAULT,
                 )
+            ring.check_base()
             if old is not None and old is not queue:
                 self.set_backend(index, None)
             ring.init_access()
             self._backends[index] = queue
+            if in_parts:
+                ring.vq["active"] = self.place_ring(index)
             if queue.poll_fd >= 0:
                 events = select.EPOLLIN | select.EPOLLOUT
                 arm = self.worker.rearm if other is queue or old is queue else self.worker.watch
                 arm(queue.poll_fd, events, EVENT_BACKEND)
-            # TX of a backend that is polled: not before it can be written (an interface that
-            # is down cannot); the new watch tells at once if it can.
-            if index == VHOST_NET_VQ_RX or queue.poll_fd < 0:
+            # A backend that is polled says itself, at once, that it can be read or written.
+            if queue.poll_fd < 0 or (index == VHOST_NET_VQ_RX and queue.holds_packet()):
                 work_queue(self.worker.record[0], _NET_WORK[index])
 
     def set_discard(self, index: int, discard: bool) -> None:
@@ -441,6 +499,17 @@ class VhostNet:
 def _close(fd: int) -> None:
     if fd >= 0:
         os.close(fd)
+
+
+def _never_wait(fd: int) -> None:
+    """Make a descriptor that we signal non-blocking: a full one would hold a worker for ever.
+
+    The flag is also the peer's, who made the descriptor and shares it with us.  QEMU, DPDK and
+    cloud-hypervisor set it themselves; Linux's eventfd_signal() never waits either.
+    """
+    if fd >= 0:
+        with contextlib.suppress(OSError):
+            os.set_blocking(fd, False)
 
 
 def _is_eventfd(fd: int) -> bool:

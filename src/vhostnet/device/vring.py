@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 from typing import Any, Protocol
 
 import numpy as np
@@ -140,6 +141,13 @@ class Vring:
         """Where to go on; see the format for what the bits mean."""
         return self.format.get_base(self.vq)
 
+    def check_base(self) -> None:
+        """Raise PeerError EINVAL if the ring cannot start where it is: beyond its size."""
+        if not self.format.is_within(self.vq):
+            raise PeerError(
+                f"ring {self.index}: base {self.get_base():#x} is beyond its {self.num} entries"
+            )
+
     def better_base(self) -> int | None:
         """What the guest's memory says of the position, if it contradicts the base; placed."""
         return self.format.better_base(self.vq)
@@ -218,8 +226,8 @@ class Vring:
     def signal(self) -> None:
         """Write the call descriptor once, whatever the driver asked for."""
         fd = int(self.vq["call_fd"])
-        if fd >= 0:
-            with contextlib.suppress(OSError):  # full means signalled
+        if fd >= 0 and _has_room(fd):  # full means signalled
+            with contextlib.suppress(OSError):
                 os.write(fd, self._one.tobytes())
 
     def take_fd(self, name: str) -> int:
@@ -231,3 +239,9 @@ class Vring:
     def counters(self) -> dict[str, int]:
         """The ring's counters by name."""
         return {name: int(self.vq[name]) for name in COUNTERS}
+
+
+def _has_room(fd: int) -> bool:
+    poll = select.poll()  # not select(): descriptors may be above 1023
+    poll.register(fd, select.POLLOUT)
+    return bool(poll.poll(0))

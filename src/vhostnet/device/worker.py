@@ -34,6 +34,9 @@ from vhostnet.datapath.layout import EPOLL_BATCH, EPOLL_EVENT, EVENT_CONTROL, WO
 
 log = logging.getLogger("vhostnet.worker")
 _PR_SET_NAME = 15
+#: Ends a blocking system call of a worker; see `Worker._wait_shaking`.
+SHAKE_SIGNAL = signal.SIGURG
+SHAKE_S = 0.1
 _libc = ctypes.CDLL(None)
 
 
@@ -75,6 +78,9 @@ class Worker:
 
     def start(self) -> None:
         """Create the thread."""
+        if threading.current_thread() is threading.main_thread():
+            # a handler, so that the signal interrupts; what it does is nothing
+            signal.signal(SHAKE_SIGNAL, lambda _signum, _frame: None)
         self._thread.start()
 
     def _register(self, fd: int, events: int, source: int) -> None:
@@ -108,7 +114,7 @@ class Worker:
             self._holds += 1
             if self._thread.is_alive() and not self._parked:
                 os.eventfd_write(self._control, 1)
-                self._state.wait_for(lambda: self._parked)
+                self._wait_shaking(lambda: self._parked)
 
     def _release(self) -> None:
         with self._state:
@@ -126,13 +132,21 @@ class Worker:
             self._flushes += 1
             ticket = self._flushes
             os.eventfd_write(self._control, 1)
-            self._state.wait_for(
-                lambda: (
-                    self._flushed >= ticket
-                    or (self._idle and self._parked)
-                    or not self._thread.is_alive()
-                )
-            )
+            self._wait_shaking(lambda: self._flushed >= ticket or (self._idle and self._parked))
+
+    def _wait_shaking(self, condition: Callable[[], bool]) -> None:
+        """Wait for the thread; shake it out of a system call that a peer has made block.
+
+        A peer can fill a descriptor that it shares with us after any check of ours.  A signal
+        ends the call with EINTR, and the thread then sees that control wants it.
+        """
+        while self._thread.is_alive() and not self._state.wait_for(condition, SHAKE_S):
+            self._shake()
+
+    def _shake(self) -> None:
+        if self._thread.is_alive() and self._thread.ident is not None:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pthread_kill(self._thread.ident, SHAKE_SIGNAL)
 
     def stop(self) -> None:
         """End the thread and close what is ours; nothing may be watched any more."""
@@ -140,13 +154,15 @@ class Worker:
             self._ending = True
             os.eventfd_write(self._control, 1)
             self._state.notify_all()
-        if self._thread.is_alive():
-            self._thread.join()
+        while self._thread.is_alive():
+            self._thread.join(SHAKE_S)
+            self._shake()
         self._epoll.close()
         os.close(self._control)
 
     def _main(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        others = signal.valid_signals() - {SHAKE_SIGNAL}
+        signal.pthread_sigmask(signal.SIG_BLOCK, others)
         _libc.prctl(_PR_SET_NAME, self.name.encode()[:15], 0, 0, 0)
         while self._wait_for_turn():
             ticket = self._flushes
@@ -158,7 +174,13 @@ class Worker:
             self._idle = code is None
             self._flushed = ticket
             if code is not None and code != WORKER_STOPPED:
-                self._on_event(code)
+                self._tell(code)
+
+    def _tell(self, code: int) -> None:
+        try:
+            self._on_event(code)
+        except Exception:
+            log.exception("%s: telling of an event failed", self.name)
 
     def _wait_for_turn(self) -> bool:
         """Park while held or, if there was nothing to do, until control has changed something.

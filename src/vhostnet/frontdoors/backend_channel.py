@@ -7,6 +7,7 @@ on the main channel.  What answers a miss is an IOTLB_MSG there.
 from __future__ import annotations
 
 import logging
+import os
 import socket
 
 from vhostnet.errors import PeerError
@@ -28,6 +29,7 @@ class BackendChannel:
         try:
             self._socket = socket.socket(fileno=fd)
         except OSError as e:
+            os.close(fd)
             raise PeerError(f"descriptor for our requests: {e.strerror}") from e
         self._failed = False
 

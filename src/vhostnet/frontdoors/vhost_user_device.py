@@ -172,7 +172,8 @@ class VhostUserDevice:
         self._set_link(False)
         for pair in range(self.queue_pairs):
             self.backend.attach_queue(pair, True)
-        self.backend.negotiate(VNET_HDR_LEN, 0)
+        with contextlib.suppress(HostError):  # a TAP that was deleted has nothing to negotiate
+            self.backend.negotiate(VNET_HDR_LEN, 0)
         self._discard_pending()
 
     def close(self) -> None:
@@ -216,15 +217,19 @@ class VhostUserDevice:
         changed = features ^ (self._features or 0)
         if changed & ~mask(VHOST_F_LOG_ALL) and any(ring.runs for ring in self.rings):
             raise PeerError("features cannot change while a ring runs", errno.EBUSY)
-        self._features = features
+        if self._features is not None and not changed & ~mask(VHOST_F_LOG_ALL):
+            for net in self.nets:
+                net.set_log_all(bool(features >> VHOST_F_LOG_ALL & 1))
+            self._features = features
+            return
+        self._features = None  # until all of it is done
         for net in self.nets:
             net.set_features(features)
-        if not changed & ~mask(VHOST_F_LOG_ALL):
-            return
         try:
             self.backend.negotiate(int(self.nets[0].rx.vq["hdr_len"]), features)
         except HostError as e:
             raise PeerError(str(e), e.errno) from e
+        self._features = features
         log.debug("%s: features %s", self.name, " ".join(feature_names(features)))
         if not features >> VHOST_USER_F_PROTOCOL_FEATURES & 1:
             for ring in self.rings:
@@ -320,11 +325,13 @@ class VhostUserDevice:
     # --- IOTLB ------------------------------------------------------------------------
 
     def set_backend_req_fd(self, fd: int) -> None:
-        if self._backend_requests is not None:
-            self._backend_requests.close()
-        self._backend_requests = BackendChannel(self.name, fd)
-        for net in self.nets:
-            net.on_iotlb_miss = self._backend_requests.send_iotlb_miss
+        new = BackendChannel(self.name, fd)
+        old, self._backend_requests = self._backend_requests, new
+        with self._all_quiesced():
+            for net in self.nets:
+                net.on_iotlb_miss = new.send_iotlb_miss
+        if old is not None:
+            old.close()
 
     def iotlb_update(self, iova: int, size: int, uva: int, perm: int) -> None:
         for net in self.nets:
@@ -395,23 +402,30 @@ class VhostUserDevice:
     def get_vring_base(self, index: int) -> int:
         ring = self.rings[index]
         ring.stop()
+        self._attach_queues()
         self._update_link()
         return ring.net.get_vring_base(ring.vq)
 
     def set_vring_kick(self, index: int, fd: int | None) -> None:
         ring = self.rings[index]
-        if ring.net.worker is None:
-            ring.net.set_owner(self._owner_pid)
-            for vq in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):
-                ring.net.set_vring_busyloop_timeout(
-                    vq, self._busy_poll_us, self._busy_poll_adaptive
-                )
+        try:
+            self._ensure_worker(ring.net)
+        except OSError as e:
+            if fd is not None:
+                os.close(fd)
+            raise HostError(f"no worker for ring {index}: {e.strerror}", e.errno or 0) from e
         if fd is None:
             ring.net.set_vring_polled(ring.vq)
         else:
             ring.net.set_vring_kick(ring.vq, fd)
         ring.started = True
         self._settle(ring)
+
+    def _ensure_worker(self, net: VhostNet) -> None:
+        if net.worker is None:
+            net.set_owner(self._owner_pid)
+            for vq in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):
+                net.set_vring_busyloop_timeout(vq, self._busy_poll_us, self._busy_poll_adaptive)
 
     def set_vring_call(self, index: int, fd: int | None) -> None:
         ring = self.rings[index]
@@ -431,9 +445,14 @@ class VhostUserDevice:
 
     def _settle(self, ring: VhostUserRing) -> None:
         ring.settle()
-        if ring.vq == VHOST_NET_VQ_RX:
-            self.backend.attach_queue(ring.index // 2, not ring.started or ring.runs)
+        self._attach_queues()
         self._update_link()
+
+    def _attach_queues(self) -> None:
+        """Let the network choose among the pairs that receive; among all while none does."""
+        receiving = [self.rings[2 * pair].runs for pair in range(self.queue_pairs)]
+        for pair, receives in enumerate(receiving):
+            self.backend.attach_queue(pair, receives or not any(receiving))
 
     def _settle_all(self) -> None:
         for ring in self.rings:
@@ -457,6 +476,7 @@ class VhostUserDevice:
         for ring in self.rings:
             ring.reset()
         self._status = 0
+        self._attach_queues()
         self._update_link()
 
     # --- carrier ----------------------------------------------------------------------

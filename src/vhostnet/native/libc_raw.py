@@ -13,8 +13,9 @@ from typing import Any
 from numba import types
 from numba.extending import overload
 
-from .ordering import load_relaxed_i32, load_relaxed_i64
+from .ordering import load_relaxed_i32, load_relaxed_i64, store_i64
 
+_POLLOUT = 4
 _libc = ctypes.CDLL(None, use_errno=True)
 for _name, _n_args in (("read", 3), ("write", 3), ("writev", 3), ("epoll_wait", 4)):
     _fn = getattr(_libc, _name)
@@ -54,6 +55,18 @@ def epoll_wait(epfd: int, events_hva: int, n_events: int, timeout_ms: int) -> in
     )
 
 
+def is_writable(fd: int, pollfd_hva: int) -> bool:
+    """poll(2) for POLLOUT without waiting; *pollfd_hva*: 8 bytes of scratch.
+
+    Besides the answer this tells a TUN/TAP to report the next room: it does so only to somebody
+    who has asked since it was full, and an edge-triggered epoll set does not ask.
+    """
+    store_i64(pollfd_hva, fd | _POLLOUT << 32)
+    return bool(
+        _libc.poll(ctypes.c_void_p(int(pollfd_hva)), ctypes.c_ulong(1), ctypes.c_int(0)) > 0
+    )
+
+
 def monotonic_ns(timespec_hva: int) -> int:
     """clock_gettime(2) of CLOCK_MONOTONIC in nanoseconds; *timespec_hva*: 16 bytes of scratch."""
     _libc.clock_gettime(ctypes.c_int(1), ctypes.c_void_p(int(timespec_hva)))
@@ -70,6 +83,7 @@ _c_read: Any = types.ExternalFunction("read", _i64(_i32, _i64, _i64))
 _c_write: Any = types.ExternalFunction("write", _i64(_i32, _i64, _i64))
 _c_writev: Any = types.ExternalFunction("writev", _i64(_i32, _i64, _i32))
 _c_epoll_wait: Any = types.ExternalFunction("epoll_wait", _i32(_i32, _i64, _i32, _i32))
+_c_poll: Any = types.ExternalFunction("poll", _i32(_i64, _i64, _i32))
 _c_clock_gettime: Any = types.ExternalFunction("clock_gettime", _i32(_i32, _i64))
 _c_memcpy: Any = types.ExternalFunction("memcpy", _i64(_i64, _i64, _i64))
 _c_errno_location: Any = types.ExternalFunction("__errno_location", _i64())
@@ -115,6 +129,15 @@ def _ol_epoll_wait(epfd, events_hva, n_events, timeout_ms):  # type: ignore[no-u
         if result < 0:
             return -load_relaxed_i32(_c_errno_location())
         return _i64(result)
+
+    return impl
+
+
+@overload(is_writable)
+def _ol_is_writable(fd, pollfd_hva):  # type: ignore[no-untyped-def]
+    def impl(fd, pollfd_hva):  # type: ignore[no-untyped-def]
+        store_i64(pollfd_hva, fd | _POLLOUT << 32)
+        return _c_poll(pollfd_hva, 1, 0) > 0
 
     return impl
 

@@ -7,6 +7,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,15 @@ CLONE_NEWNET = 0x40000000
 ETH_P_ALL = 3
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 SIOCETHTOOL, ETHTOOL_GLINK = 0x8946, 0xA
+
+
+#: A bridge from the TAP to a link of 2 Mbit/s, in whose queue packets stay charged to the TAP.
+BOTTLENECK = """
+ip link add br0 type bridge; ip link add slow0 type veth peer name slow1
+tc qdisc add dev slow0 root tbf rate 2mbit burst 3k limit 200k
+for dev in tapslow slow0; do ip link set $dev master br0; done
+for dev in br0 tapslow slow0 slow1; do ip link set $dev up; done
+"""
 
 
 def _enter_new_namespace() -> None:
@@ -191,6 +201,51 @@ def test_a_descriptor_that_is_no_tap_is_refused():
 def test_as_many_descriptors_as_queue_pairs_are_wanted():
     with pytest.raises(UsageError, match="1 descriptors for 2 queue pairs"):
         TapBackend.adopt([0], 2, False)
+
+
+def test_what_was_read_for_one_driver_is_not_given_to_another(tap):
+    tap.negotiate(12, 0)
+    tap.queues[0].record[0]["hold_len"] = 100
+    tap.negotiate(12, 0)  # the same driver, after stop and cont
+    assert tap.queues[0].record[0]["hold_len"] == 100
+    tap.negotiate(10, 0)
+    assert tap.queues[0].record[0]["hold_len"] == 0
+
+
+def test_a_tap_with_a_full_send_buffer_goes_on_when_there_is_room(namespace):
+    """A TAP announces room only to somebody who asked since it was full."""
+    import fcntl
+
+    backend = namespace.run(TapBackend.open, "tapslow", 1, False)
+    fcntl.ioctl(backend.queues[0].poll_fd, 0x400454D4, struct.pack("=i", 20000))  # TUNSETSNDBUF
+    namespace.run(os.system, BOTTLENECK)
+    backend.negotiate(12, 0)
+    backend.set_link(True)
+    memory = Memory(1 << 21)
+    net = VhostNet("test")
+    net.set_owner(0)
+    net.set_features(1 << 32)
+    table = memory.table()
+    net.set_mem_table(table)
+    ring, kick = DriverRing(memory, 256), os.eventfd(0)
+    net.set_vring_num(1, 256)
+    net.set_vring_addr(1, ring.addresses())
+    net.set_vring_kick(1, os.dup(kick))
+    net.set_backend(1, backend.queues[0])
+    frame = b"\x02\0\0\0\0\xaa" + b"\x02\0\0\0\0\x09" + b"\x88\xb5" + bytes(1400)
+    for _ in range(60):
+        ring.send(bytes(12) + frame)
+    os.eventfd_write(kick, 1)
+    for _ in range(200):
+        if ring.used_idx() == 60:
+            break
+        time.sleep(0.05)
+    assert ring.used_idx() == 60
+    net.reset_owner()
+    table.release()
+    memory.close()
+    backend.close()
+    os.close(kick)
 
 
 def test_a_tap_that_is_deleted_is_reported_and_packets_are_dropped(namespace, caplog):

@@ -141,7 +141,19 @@ RINGS = 0x4000  # the first pages hold the rings
 def test_a_ring_that_is_not_in_the_iotlb_does_not_start_and_is_asked_for(guarded):
     with pytest.raises(PeerError):
         guarded.net.set_backend(TX, guarded.queue)
+    assert guarded.misses == [(guarded.tx.used + SHIFT, RO)]
+
+
+def test_a_ring_whose_used_part_is_there_starts_and_asks_for_the_rest(guarded):
+    guarded.map(guarded.tx.used, 6 + 8 * 16)
+    guarded.net.set_backend(TX, guarded.queue)
+    assert guarded.net.active(TX)
     assert guarded.misses == [(guarded.tx.desc + SHIFT, RO)]
+    guarded.send_at(GPA + 0x8000, HDR + FRAME)
+    guarded.map(GPA, RINGS)
+    guarded.map(GPA + 0x8000, 4096)
+    guarded.flush()
+    assert guarded.sent() == [HDR + FRAME]
 
 
 def test_a_buffer_is_asked_for_and_its_update_goes_on_without_a_kick(guarded):

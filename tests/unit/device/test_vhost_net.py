@@ -12,8 +12,8 @@ import pytest
 from driver_ring import DriverRing
 from instance import RX, TX
 from vhostnet.device.memory import MemoryTable
-from vhostnet.device.vhost_net import VhostNet
 from vhostnet.device.ring_formats import VringAddresses
+from vhostnet.device.vhost_net import VhostNet
 from vhostnet.errors import PeerError
 
 HDR = bytes(12)

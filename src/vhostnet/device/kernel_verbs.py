@@ -1,0 +1,485 @@
+"""The kernel's view of one `VhostNet`: what the ioctls of a vhost character device come down to.
+
+Each method is an ioctl whose argument has been copied: preconditions in Linux's order, each
+refusal a PeerError with Linux's errno.  A door adds what only it can know: who calls (a caller
+that is not the owner meets `check_owner` first), numbers that are no ioctl of ours, arguments
+that cannot be read.
+
+What the owner's addresses mean is asked of `OwnerMemory`; a descriptor for SET_BACKEND is
+resolved by `backends/tap_file.py`.
+
+Source: Linux drivers/vhost/vhost.c and net.c.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import errno
+import fcntl
+import os
+import select
+from collections.abc import Sequence
+from typing import Protocol
+
+from vhostnet.backends.tap_file import TapFile, tap_file
+from vhostnet.errors import PeerError
+from vhostnet.uapi.vhost import (
+    MSG,
+    VHOST_BACKEND_F_IOTLB_MSG_V2,
+    VHOST_IOTLB_INVALIDATE,
+    VHOST_IOTLB_MISS,
+    VHOST_IOTLB_MSG,
+    VHOST_IOTLB_MSG_V2,
+    VHOST_IOTLB_UPDATE,
+    VHOST_NET_F_VIRTIO_NET_HDR,
+    VHOST_VRING_F_LOG,
+    IotlbMsg,
+    MemoryRegion,
+    Msg,
+    VringAddr,
+)
+from vhostnet.uapi.virtio import (
+    VHOST_F_LOG_ALL,
+    VRING_DESC_SIZE,
+    VRING_USED_ELEM_SIZE,
+    mask,
+)
+
+from .memory import MemoryTable, Region
+from .ring_formats import VringAddresses
+from .vhost_net import VhostNet
+
+#: vhost.max_mem_regions
+MAX_MEM_REGIONS = 64
+BACKEND_FEATURES = mask(VHOST_BACKEND_F_IOTLB_MSG_V2)
+#: TASK_SIZE_MAX of x86-64 with four levels of page tables.
+USER_LIMIT = (1 << 47) - 4096
+_WORD = 1 << 64
+#: What our own tables compute with.
+_IOVA_LIMIT = 1 << 63
+#: A message must have the outer type, and the body up to its own type.
+_MSG_MIN = 40
+_BITS_OF_A_BYTE_OF_LOG = 8 * 4096
+
+
+class OwnerMemory(Protocol):
+    """The owner's address space, as far as we can reach it."""
+
+    def space(self) -> MemoryTable:
+        """All of it, by uva; its gpas mean nothing."""
+
+    def regions(self, wanted: Sequence[MemoryRegion]) -> list[Region]:
+        """The parts of a memory table that are there; what is not is left out."""
+
+    def log(self, address: int) -> tuple[int, int]:
+        """(hva, bytes) from the owner's *address* on that may hold a bitmap; (0, 0): none."""
+
+
+def user_range(address: int, size: int) -> bool:
+    """Linux access_ok(): may a process have this range at all?"""
+    return address + size <= USER_LIMIT
+
+
+class KernelVerbs:
+    """One open file of the character device.
+
+    Args:
+        net: the device, ours from now on.
+        owner_memory: see there.
+    """
+
+    def __init__(self, net: VhostNet, owner_memory: OwnerMemory) -> None:
+        self.net = net
+        self._owner_memory = owner_memory
+        self._misses: collections.deque[tuple[int, int]] = collections.deque()
+        self._held: tuple[str, bytes] = ("", b"")
+        net.on_iotlb_miss = lambda iova, access: self._misses.append((iova, access))
+        self._forget()
+
+    def _forget(self) -> None:
+        self._wanted: list[MemoryRegion] | None = None
+        self._table = MemoryTable()
+        self._queues: list[TapFile | None] = [None, None]
+        self._busyloop = [0, 0]
+        self._addresses = [VringAddr(index, 0, 0, 0, 0, 0) for index in (0, 1)]
+        self._log_address = 0
+        self._misses.clear()
+
+    def check_owner(self) -> None:
+        """EPERM unless somebody owns the device."""
+        if self.net.worker is None:
+            raise PeerError(f"{self.net.name}: has no owner", errno.EPERM)
+
+    def _check_ring(self, index: int) -> None:
+        """What every ring ioctl checks first."""
+        self.check_owner()
+        if not 0 <= index < len(self.net.vqs):
+            raise PeerError(f"{self.net.name}: there is no ring {index}", errno.ENOBUFS)
+
+    # --- features -----------------------------------------------------------------------
+
+    def get_features(self) -> int:
+        """VHOST_GET_FEATURES."""
+        return self.net.abi.features
+
+    def set_features(self, features: int) -> None:
+        """VHOST_SET_FEATURES: EOPNOTSUPP for a bit that is not offered, EFAULT see below.
+
+        LOG_ALL needs, for every active ring, a table that can be logged.
+        """
+        if features & ~self.net.abi.features:
+            raise PeerError(f"{self.net.name}: features {features:#x}", errno.EOPNOTSUPP)
+        if features >> VHOST_F_LOG_ALL & 1 and any(map(self.net.active, (0, 1))):
+            self._check_table(True)
+        with self.net.quiesced():
+            self.net.set_features(features)
+            self._set_headers()
+
+    def _set_headers(self) -> None:
+        made = self.net.features >> VHOST_NET_F_VIRTIO_NET_HDR & 1
+        hdr_len = int(self.net.rx.vq["hdr_len"])
+        for queue in self._queues:
+            if queue is not None:
+                queue.set_header(hdr_len if made else 0, 0 if made else hdr_len)
+
+    def get_features_array(self, count: int) -> list[int]:
+        """VHOST_GET_FEATURES_ARRAY: *count* words; ENOTTY (or ENOBUFS) before Linux 6.17.
+
+        The tail is zero (Linux zeroes from the first word on, which is a bug).
+        """
+        self._check_features_array(count)
+        return ([self.net.abi.features] + [0] * count)[:count]
+
+    def set_features_array(self, words: Sequence[int]) -> None:
+        """VHOST_SET_FEATURES_ARRAY."""
+        self._check_features_array(len(words))
+        if any(words[1:]):
+            raise PeerError(f"{self.net.name}: features beyond bit 63", errno.EOPNOTSUPP)
+        self.set_features(words[0] if words else 0)
+
+    def _check_features_array(self, count: int) -> None:
+        if not self.net.abi.features_array:  # taken for a ring ioctl, the count for an index
+            self._check_ring(count)
+            raise PeerError(f"{self.net.name}: no features array", errno.ENOTTY)
+
+    def get_backend_features(self) -> int:
+        """VHOST_GET_BACKEND_FEATURES."""
+        return BACKEND_FEATURES
+
+    def set_backend_features(self, features: int) -> None:
+        """VHOST_SET_BACKEND_FEATURES; EOPNOTSUPP."""
+        if features & ~BACKEND_FEATURES:
+            raise PeerError(f"{self.net.name}: backend features {features:#x}", errno.EOPNOTSUPP)
+
+    # --- owner ----------------------------------------------------------------------------
+
+    def set_owner(self, pid: int) -> None:
+        """VHOST_SET_OWNER; EBUSY."""
+        self.net.set_owner(pid)
+        self.net.user_space = self._owner_memory.space()
+
+    def reset_owner(self) -> None:
+        """VHOST_RESET_OWNER: EPERM without an owner; all is as after open, with an empty table."""
+        self.check_owner()
+        self.close()
+        self._wanted = []
+
+    def close(self) -> None:
+        """The last reference to the file is gone."""
+        queues, self._queues = self._queues, [None, None]
+        self.net.reset_owner()
+        self._close_queues(queues)
+        self._table.release()
+        self.net.user_space = None
+        for ring in self.net.vqs:
+            ring.vq["hdr_len"] = 0
+        self._held = ("", b"")
+        self._forget()
+
+    # --- memory and log ---------------------------------------------------------------------
+
+    def set_mem_table(self, regions: Sequence[MemoryRegion], padding: int = 0) -> None:
+        """VHOST_SET_MEM_TABLE: EOPNOTSUPP for padding, E2BIG, EFAULT for a bad region."""
+        self.check_owner()
+        self.net.flush()
+        if padding:
+            raise PeerError(f"{self.net.name}: padding {padding:#x}", errno.EOPNOTSUPP)
+        if len(regions) > MAX_MEM_REGIONS:
+            raise PeerError(f"{self.net.name}: {len(regions)} regions", errno.E2BIG)
+        for r in regions:
+            if (r.guest_phys_addr + r.memory_size - 1) % _WORD < r.guest_phys_addr:
+                raise PeerError(f"{self.net.name}: a region wraps", errno.EFAULT)
+        old_wanted, self._wanted = self._wanted, list(regions)
+        try:
+            if any(map(self.net.active, (0, 1))):
+                self._check_table(bool(self.net.features >> VHOST_F_LOG_ALL & 1))
+            space = self._owner_memory.space()
+            table = MemoryTable(without_overlaps(self._owner_memory.regions(regions)))
+        except BaseException:
+            self._wanted = old_wanted
+            raise
+        old = self._table
+        with self.net.quiesced():
+            self.net.user_space = space
+            self.net.set_mem_table(table)
+        self._table = table
+        old.release()
+
+    def _check_table(self, log_all: bool) -> None:
+        """Linux vq_memory_access_ok(): a table, all of it user space, all of it logged."""
+        if self._wanted is None:
+            raise PeerError(f"{self.net.name}: no memory table", errno.EFAULT)
+        for r in self._wanted:
+            bitmap = (r.guest_phys_addr + r.memory_size) // _BITS_OF_A_BYTE_OF_LOG + 1
+            if (
+                not r.memory_size > 0
+                or not user_range(r.userspace_addr, r.memory_size)
+                or (log_all and not user_range(self._log_address, bitmap))
+            ):
+                raise PeerError(f"{self.net.name}: a region is no user range", errno.EFAULT)
+
+    def set_log_base(self, address: int) -> None:
+        """VHOST_SET_LOG_BASE: the owner's address of the bitmap.
+
+        Linux knows no end of it; we log what of it is mapped where it begins.
+        """
+        self.check_owner()
+        self.net.flush()
+        old, self._log_address = self._log_address, address
+        if self.net.features >> VHOST_F_LOG_ALL & 1 and any(map(self.net.active, (0, 1))):
+            try:
+                self._check_table(True)
+            except PeerError:
+                self._log_address = old
+                raise
+        self.net.set_log(*self._owner_memory.log(address))
+
+    def set_log_fd(self, fd: int) -> None:
+        """VHOST_SET_LOG_FD: EBADF, EINVAL.  As all that take one: *fd* stays the caller's."""
+        self.check_owner()
+        self.net.flush()
+        self.net.set_log_fd(eventfd_copy(fd))
+
+    # --- rings --------------------------------------------------------------------------------
+
+    def set_vring_num(self, index: int, num: int) -> None:
+        """VHOST_SET_VRING_NUM: EBUSY, EINVAL."""
+        self._check_ring(index)
+        self._check_stopped(index)
+        self.net.set_vring_num(index, num)
+
+    def set_vring_base(self, index: int, base: int) -> None:
+        """VHOST_SET_VRING_BASE: EBUSY, EINVAL."""
+        self._check_ring(index)
+        self._check_stopped(index)
+        self.net.set_vring_base(index, base)
+
+    def _check_stopped(self, index: int) -> None:
+        if self.net.active(index):
+            raise PeerError(f"ring {index}: it runs", errno.EBUSY)
+
+    def get_vring_base(self, index: int) -> int:
+        """VHOST_GET_VRING_BASE."""
+        self._check_ring(index)
+        return self.net.get_vring_base(index)
+
+    def set_vring_addr(self, addr: VringAddr) -> None:
+        """VHOST_SET_VRING_ADDR: EOPNOTSUPP, EINVAL."""
+        self._check_ring(addr.index)
+        if addr.flags & ~mask(VHOST_VRING_F_LOG):
+            raise PeerError(f"ring {addr.index}: flags {addr.flags:#x}", errno.EOPNOTSUPP)
+        if addr.avail_user_addr % 2 or addr.used_user_addr % 4 or addr.log_guest_addr % 4:
+            raise PeerError(f"ring {addr.index}: alignment")
+        if self.net.active(addr.index) and not self._ring_is_user_range(addr):
+            raise PeerError(f"ring {addr.index}: no user range")
+        addresses = VringAddresses(addr.desc_user_addr, addr.avail_user_addr, addr.used_user_addr)
+        log = addr.log_guest_addr if addr.flags >> VHOST_VRING_F_LOG & 1 else None
+        self.net.set_vring_addr(addr.index, addresses, log)
+        self._addresses[addr.index] = addr
+
+    def _ring_is_user_range(self, addr: VringAddr) -> bool:
+        if self.net.iotlb is not None:
+            return True
+        num = self.net.vqs[addr.index].num
+        return (
+            user_range(addr.desc_user_addr, VRING_DESC_SIZE * num)
+            and user_range(addr.avail_user_addr, 6 + 2 * num)
+            and user_range(addr.used_user_addr, 6 + VRING_USED_ELEM_SIZE * num)
+        )
+
+    def set_vring_kick(self, index: int, fd: int) -> None:
+        """VHOST_SET_VRING_KICK: EBADF, EINVAL (also for an eventfd that has overflowed)."""
+        self._check_ring(index)
+        copy = eventfd_copy(fd)
+        if copy >= 0 and _overflowed(copy):
+            os.close(copy)
+            raise PeerError(f"ring {index}: the kick is at its maximum")
+        self.net.set_vring_kick(index, copy)
+        self.net.flush()
+
+    def set_vring_call(self, index: int, fd: int) -> None:
+        """VHOST_SET_VRING_CALL: EBADF, EINVAL."""
+        self._check_ring(index)
+        self.net.set_vring_call(index, eventfd_copy(fd))
+
+    def set_vring_err(self, index: int, fd: int) -> None:
+        """VHOST_SET_VRING_ERR: EBADF, EINVAL."""
+        self._check_ring(index)
+        self.net.set_vring_err(index, eventfd_copy(fd))
+
+    def set_vring_busyloop_timeout(self, index: int, timeout_us: int) -> None:
+        """VHOST_SET_VRING_BUSYLOOP_TIMEOUT."""
+        self._check_ring(index)
+        self._busyloop[index] = timeout_us
+        self.net.set_vring_busyloop_timeout(index, timeout_us)
+
+    def get_vring_busyloop_timeout(self, index: int) -> int:
+        """VHOST_GET_VRING_BUSYLOOP_TIMEOUT."""
+        self._check_ring(index)
+        return self._busyloop[index]
+
+    # --- backend ------------------------------------------------------------------------------
+
+    def set_backend(self, index: int, fd: int) -> None:
+        """VHOST_NET_SET_BACKEND: EPERM, ENOBUFS, EFAULT, ENOTSOCK, EINVAL, in this order.
+
+        Source: Linux vhost_net_set_backend().
+        """
+        self._check_ring(index)
+        if fd == -1:
+            self._misses.clear()
+        self._check_table(bool(self.net.features >> VHOST_F_LOG_ALL & 1))
+        if not self._ring_is_user_range(self._addresses[index]):
+            raise PeerError(f"ring {index}: no user range", errno.EFAULT)
+        queue = None if fd == -1 else self._queue_of(fd)
+        old = self._queues[index]
+        if queue is old:
+            return
+        self._queues[index] = queue
+        try:
+            self._set_headers()
+            self.net.set_backend(index, queue)
+        except BaseException:
+            self._queues[index] = old
+            self._close_queues([queue])
+            raise
+        self._close_queues([old])
+        self.net.flush()
+
+    def _queue_of(self, fd: int) -> TapFile:
+        """The queue that *fd* is, known or new."""
+        for known in self._queues:
+            if known is not None and fd >= 0 and known.is_file(fd):
+                return known
+        made = tap_file(fd)
+        name, packet = self._held
+        if packet and name == made.ifname:
+            made.hold(packet)
+            self._held = ("", b"")
+        return made
+
+    def _close_queues(self, queues: Sequence[TapFile | None]) -> None:
+        """Close those that no ring uses; the packet that one holds is for its next user."""
+        for queue in queues:
+            if queue is not None and queue not in self._queues and queue.poll_fd >= 0:
+                packet = queue.held()
+                if packet:
+                    self._held = (queue.ifname, packet)
+                queue.close()
+
+    # --- IOTLB: write, read and poll of the file ------------------------------------------------
+
+    def write(self, data: bytes) -> int:
+        """An IOTLB message; returns 72.  EINVAL for its form, EFAULT for what it asks.
+
+        Source: Linux vhost_chr_write_iter().
+        """
+        if len(data) < _MSG_MIN:
+            raise PeerError("an IOTLB message is too short")
+        message = MSG.unpack(data[: MSG.size].ljust(MSG.size, b"\0"))
+        if message.type not in (VHOST_IOTLB_MSG, VHOST_IOTLB_MSG_V2):
+            raise PeerError(f"an IOTLB message of type {message.type}")
+        body = message.iotlb
+        if body.type == VHOST_IOTLB_UPDATE and body.size == 0:
+            raise PeerError("an IOTLB update of no bytes")
+        self.send_iotlb(body)
+        return MSG.size
+
+    def send_iotlb(self, body: IotlbMsg) -> None:
+        """What the message asks; EFAULT for whatever is wrong with it."""
+        if self.net.iotlb is None:
+            raise PeerError(f"{self.net.name}: there is no IOTLB", errno.EFAULT)
+        if body.type == VHOST_IOTLB_UPDATE:
+            self._update(body)
+        elif body.type == VHOST_IOTLB_INVALIDATE:
+            self.net.iotlb_invalidate(body.iova, body.size)
+        else:
+            raise PeerError(f"an IOTLB message of body type {body.type}", errno.EFAULT)
+
+    def _update(self, body: IotlbMsg) -> None:
+        wraps = body.iova + body.size > _WORD
+        if wraps or (body.perm and not user_range(body.uaddr, body.size)):
+            raise PeerError(f"IOTLB update of {body.iova:#x}: no user range", errno.EFAULT)
+        size = min(body.size, _IOVA_LIMIT - body.iova, _WORD - body.uaddr)
+        if size > 0:  # beyond our limit no address of a descriptor can be
+            try:
+                self.net.iotlb_update(body.iova, size, body.uaddr, body.perm)
+            except PeerError as e:
+                raise PeerError(str(e), errno.EFAULT) from e
+
+    def read(self, size: int) -> bytes:
+        """The next miss, EAGAIN if there is none; nothing for less room than a message."""
+        if size < MSG.size:
+            return b""
+        try:
+            iova, perm = self._misses.popleft()
+        except IndexError:
+            raise PeerError("there is no IOTLB message", errno.EAGAIN) from None
+        body = IotlbMsg(iova, 0, 0, perm, VHOST_IOTLB_MISS)
+        return MSG.pack(Msg(VHOST_IOTLB_MSG, 0, body))
+
+    def readable(self) -> bool:
+        """poll: whether `read` has something."""
+        return bool(self._misses)
+
+
+def without_overlaps(regions: Sequence[Region]) -> list[Region]:
+    """Cut regions so that each address is in the one with the lowest start."""
+    kept, covered = [], 0
+    for r in sorted(regions, key=lambda r: r.gpa):
+        cut = max(covered - r.gpa, 0)
+        if cut < r.size:
+            kept.append(
+                dataclasses.replace(
+                    r, gpa=r.gpa + cut, size=r.size - cut, uva=r.uva + cut, hva=r.hva + cut
+                )
+            )
+            covered = r.gpa + r.size
+    return kept
+
+
+def eventfd_copy(fd: int) -> int:
+    """A descriptor of our own for the caller's eventfd; -1 stays -1.  EBADF, EINVAL."""
+    if fd == -1:
+        return -1
+    try:
+        copy = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0) if fd >= 0 else -1
+    except OSError:
+        copy = -1
+    if copy < 0:
+        raise PeerError(f"descriptor {fd} is not open", errno.EBADF)
+    try:
+        is_eventfd = os.readlink(f"/proc/self/fd/{copy}") == "anon_inode:[eventfd]"
+    except OSError:
+        is_eventfd = True  # without /proc there is no telling
+    if not is_eventfd:
+        os.close(copy)
+        raise PeerError(f"descriptor {fd} is not an eventfd")
+    return copy
+
+
+def _overflowed(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, 0)
+    return bool(poll.poll(0))
