@@ -80,6 +80,7 @@ class ServeProcess:
             raise
         finally:
             os.close(ready)
+        self._idle_fds = self.fds()
 
     @staticmethod
     def _read_to_end(fd: int) -> bytes:
@@ -129,6 +130,12 @@ class ServeProcess:
             except FileNotFoundError:
                 continue  # closed meanwhile
         return sorted(found)
+
+    def wait_idle(self) -> None:
+        """Wait until it holds the descriptors that it held when it was ready, and no other."""
+        n = len(self._idle_fds)
+        wait_until(lambda: len(self.fds()) == n, "as few descriptors as before")
+        assert self.fds() == self._idle_fds
 
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.process.pid}/task"))

@@ -1,0 +1,487 @@
+"""Whatever bytes a guest puts into its rings: nothing beyond its memory is read or written.
+
+The memory is `islands`: canaries lie before and after every region, in the very pages that the
+device maps.  After each example the rings are put right, and packets must flow again.
+
+VHOSTNET_FUZZ_EXAMPLES=20000 makes a longer run of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from victim import (
+    AVAIL_BYTES,
+    DESC_BYTES,
+    EVENT_BYTES,
+    EXAMPLES,
+    HOSTILE,
+    NUM,
+    USED_BYTES,
+    PackedVictim,
+    SplitVictim,
+    Victim,
+    clean,
+    within_bounds,
+)
+
+from driver_ring import GPA, INDIRECT, NEXT, WRITE
+from instance import EVENT_IDX, MRG, RX, TX, V1
+from islands import CANARY, DISTANT, HIGH, ISLANDS, MAIN, NEXT_TO_MAIN, desc
+from vhostnet.errors import PeerError
+from vhostnet.native._jit import JIT_ENABLED
+from vhostnet.uapi.virtio import VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFY_ON_EMPTY, mask
+
+# --- strategies -------------------------------------------------------------------------------
+# Mostly right: a ring of wild numbers is found broken at its first word, and tests that word.
+
+FEATURES = st.sampled_from(
+    [
+        0,
+        V1,
+        MRG,
+        MRG | V1,
+        MRG | V1 | EVENT_IDX,
+        MRG | V1 | mask(VIRTIO_F_IN_ORDER),
+        V1 | EVENT_IDX | mask(VIRTIO_F_NOTIFY_ON_EMPTY),
+    ]
+)
+U16 = st.integers(0, 0xFFFF)
+BASES = st.sampled_from([0, 1, 7, 0x7FFF, 0x8000, 0xFFFC, 0xFFFF, 0x1234])
+PACKETS = st.lists(st.sampled_from([1, 11, 13, 60, 200, 1514, 2000]), max_size=3).map(
+    lambda sizes: [bytes([k + 1]) * size for k, size in enumerate(sizes)]
+)
+BORDERS = [edge for island in ISLANDS for edge in (island.gpa, island.end)]
+WILD_ADDRESSES = [0, GPA - 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - 16]
+WILD_LENGTHS = [0, 1, 0x1_0000, 1 << 31, 0xFFFFFFFF]
+# Where `tables` puts indirect tables: in the middle of a region, across borders without a gap, and
+# across the end of one.
+TABLES = [
+    NEXT_TO_MAIN.gpa + 0x100,
+    NEXT_TO_MAIN.gpa - 8,
+    DISTANT.end - 0x88,
+    HIGH.end - 0x40,
+]
+TABLE_ENTRIES = 10
+
+
+@st.composite
+def buffers(draw: st.DrawFn) -> tuple[int, int]:
+    """Address and length: inside of a region, over its end or start by a little, or nowhere."""
+    kind = draw(st.sampled_from(["inside"] * 14 + ["end"] * 5 + ["start", "wild"]))
+    if kind == "wild":
+        return draw(st.sampled_from(WILD_ADDRESSES)), draw(st.sampled_from(WILD_LENGTHS))
+    island = draw(st.sampled_from(ISLANDS))
+    if kind == "start":
+        return island.gpa - draw(st.sampled_from([1, 2, 8, 40])), draw(st.integers(0, 100))
+    if kind == "end":
+        room = min(island.size, draw(st.sampled_from([1, 7, 12, 60, 300])))
+        return island.end - room, room + draw(st.sampled_from([-1, 0, 0, 1, 2, 7, 40]))
+    at = draw(st.integers(0, island.size - 1))
+    return island.gpa + at, draw(st.integers(0, min(island.size - at, 600)))
+
+
+@st.composite
+def descriptors(draw: st.DrawFn, direction: int, k: int) -> bytes:
+    """Descriptor *k* of a table, for transmission mostly readable, for reception writable."""
+    usual = WRITE if direction == RX else 0
+    flags = draw(
+        st.sampled_from(
+            [usual] * 12
+            + [usual | NEXT] * 10
+            + [INDIRECT] * 4
+            + [INDIRECT | NEXT, usual ^ WRITE, (usual ^ WRITE) | NEXT, 0xFFFF]
+        )
+    )
+    next_ = k + 1 if draw(st.integers(0, 7)) else draw(st.integers(0, NUM) | U16)
+    if flags & INDIRECT:
+        gpa = draw(st.sampled_from(TABLES)) + draw(st.sampled_from([0] * 8 + [-16, 16, 5]))
+        length = 16 * draw(st.integers(1, TABLE_ENTRIES))
+        if not draw(st.integers(0, 9)):
+            length = draw(st.sampled_from([0, 8, 17, 16 * 65537, 0xFFFFFFF0]))
+    else:
+        gpa, length = draw(buffers())
+    return desc(gpa, length, flags, next_)
+
+
+@st.composite
+def tables(draw: st.DrawFn, direction: int) -> list[bytes]:
+    """One indirect table for each of TABLES, of the same entries in another order."""
+    pool = [draw(descriptors(direction, k)) for k in range(TABLE_ENTRIES)]
+    return [b"".join(pool[3 * k :] + pool[: 3 * k]) for k in range(len(TABLES))]
+
+
+@st.composite
+def rings(draw: st.DrawFn, direction: int) -> tuple[bytes, bytes, bytes]:
+    """Descriptor table, avail ring and used ring that a driver could nearly have meant."""
+    table = b"".join(draw(descriptors(direction, k)) for k in range(NUM))
+    offered = draw(st.sampled_from([*range(1, NUM + 1)] * 2 + [0, NUM + 1, 0x7FFF, 0xFFFF]))
+    heads = [
+        draw(st.integers(0, NUM - 1)) if draw(st.integers(0, 19)) else draw(st.integers(0, 0x9FFF))
+        for _ in range(NUM)
+    ]
+    flags, event = draw(st.integers(0, 1)), draw(st.integers(0, 20))
+    avail = struct.pack(f"<HH{NUM}HH", flags, offered, *heads, event)
+    return table, avail, bytes(USED_BYTES)
+
+
+RAW = st.tuples(
+    st.binary(min_size=DESC_BYTES, max_size=DESC_BYTES),
+    st.binary(min_size=AVAIL_BYTES, max_size=AVAIL_BYTES),
+    st.binary(min_size=USED_BYTES, max_size=USED_BYTES),
+)
+
+
+def counted_from(base: int, parts: tuple[bytes, bytes, bytes]) -> tuple[bytes, bytes, bytes]:
+    """A ring's parts, with avail->idx meant as so many more than *base*."""
+    table, avail, used = parts
+    (offered,) = struct.unpack_from("<H", avail, 2)
+    idx = struct.pack("<H", (base + offered) & 0xFFFF)
+    return table, avail[:2] + idx + avail[4:], used
+
+
+def put_tables(victim: Victim, contents: list[bytes]) -> None:
+    for gpa, content in zip(TABLES, contents, strict=True):
+        victim.memory.scatter(gpa, clean(content))
+
+
+# --- tests ------------------------------------------------------------------------------------
+
+
+@HOSTILE
+@given(FEATURES, BASES, RAW, RAW, st.binary(min_size=1, max_size=200), PACKETS)
+def test_arbitrary_bytes_in_rings_touch_nothing_but_the_guests_memory(
+    features, base, rx, tx, filling, packets
+):
+    with SplitVictim(features, base) as victim:
+        victim.memory.fill(filling)
+        victim.put(RX, counted_from(base, rx))
+        victim.put(TX, counted_from(base, tx))
+        victim.run(packets)
+        victim.check_borders()
+        victim.check_it_works_again()
+
+
+@HOSTILE
+@given(FEATURES, BASES, rings(RX), tables(RX), PACKETS)
+def test_receive_rings_that_are_nearly_right_touch_nothing_but_the_guests_memory(
+    features, base, rx, contents, packets
+):
+    with SplitVictim(features, base) as victim:
+        put_tables(victim, contents)
+        victim.put(RX, counted_from(base, rx))
+        victim.run(packets or [b"\x09" * 300])
+        victim.check_borders()
+        victim.check_it_works_again()
+
+
+@HOSTILE
+@given(FEATURES, BASES, rings(TX), tables(TX), PACKETS)
+def test_transmit_rings_that_are_nearly_right_touch_nothing_but_the_guests_memory(
+    features, base, tx, contents, packets
+):
+    with SplitVictim(features, base) as victim:
+        put_tables(victim, contents)
+        victim.put(TX, counted_from(base, tx))
+        victim.repair(RX)
+        victim.run(packets)
+        victim.check_borders()
+        victim.check_it_works_again()
+
+
+@HOSTILE
+@given(st.sampled_from([0, V1, MRG | V1]), rings(TX), tables(TX))
+def test_no_byte_from_beyond_the_guests_memory_is_sent(features, tx, contents):
+    with SplitVictim(features, 0) as victim:
+        # No guest byte looks like a canary, and without packets to receive the device writes
+        # none either: its indices stay small here and its lengths are 0.
+        victim.memory.fill(b"guest")
+        put_tables(victim, contents)
+        victim.memory.write(victim.pair.rx.avail, bytes(AVAIL_BYTES))
+        victim.put(TX, counted_from(0, tx))
+        victim.run([], n_kicks=1)
+        victim.check_borders()
+        assert [frame for frame in victim.sent if CANARY in frame] == []
+
+
+@HOSTILE
+@given(
+    FEATURES,
+    st.lists(
+        st.tuples(
+            st.sampled_from([RX, TX]),
+            st.sampled_from([0, 0, 1, 1, 2]),
+            st.integers(0, DESC_BYTES - 1),
+            st.binary(min_size=1, max_size=8),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    PACKETS,
+)
+def test_bytes_that_change_between_kicks_touch_nothing_but_the_guests_memory(
+    features, pokes, packets
+):
+    with SplitVictim(features, 0) as victim:
+        for index in (RX, TX):
+            victim.repair(index)
+        victim.run(packets)
+        for index, part, at, data in pokes:
+            victim.poke(index, part, at, data)
+            victim.run([], n_kicks=1)
+        victim.check_borders()
+        victim.check_it_works_again()
+
+
+@HOSTILE
+@given(
+    st.permutations(["desc", "avail", "used"]),
+    st.integers(0, 40),
+    st.integers(0, 40),
+    rings(RX),
+    rings(TX),
+    PACKETS,
+)
+def test_ring_parts_that_overlap_each_other_touch_nothing_but_the_guests_memory(
+    order, first_gap, second_gap, rx, tx, packets
+):
+    """The device then changes descriptors and indices itself while it works."""
+    with SplitVictim(MRG | V1, 0) as victim:
+        for index in (RX, TX):
+            ring = victim.pair.rings[index]
+            start = MAIN.gpa + 0x800 + 0x200 * index
+            places = {order[0]: start, order[1]: start + 4 * first_gap}
+            places[order[2]] = start + 4 * second_gap
+            ring.desc, ring.avail, ring.used = places["desc"], places["avail"], places["used"]
+        victim.place(0)
+        victim.put(RX, counted_from(0, rx))
+        victim.put(TX, counted_from(0, tx))
+        victim.run(packets)
+        victim.check_borders()
+
+
+# --- packed rings -----------------------------------------------------------------------------
+
+PACKED_FEATURES = st.sampled_from(
+    [V1, MRG | V1, MRG | V1 | EVENT_IDX, MRG | V1 | mask(VIRTIO_F_IN_ORDER)]
+)
+SIZES = st.sampled_from([1, 2, 3, 5, NUM])
+RAW_PACKED = st.tuples(
+    st.binary(min_size=DESC_BYTES, max_size=DESC_BYTES),
+    st.binary(min_size=EVENT_BYTES, max_size=EVENT_BYTES),
+)
+
+
+def packed_base(pos: int, wrap: int) -> int:
+    """SET_VRING_BASE for an idle ring: available and used at the same place."""
+    half = pos | wrap << 15
+    return half | half << 16
+
+
+@st.composite
+def packed_rings(draw: st.DrawFn, direction: int) -> tuple[bytes, bytes]:
+    """Descriptors of which most are available, and a driver's event area."""
+    ring = b""
+    for k in range(NUM):
+        gpa, length, flags, id_ = struct.unpack("<QIHH", draw(descriptors(direction, k)))
+        if flags != 0xFFFF:
+            flags |= draw(st.sampled_from([1 << 7] * 6 + [1 << 15] * 2 + [0, 0x8080]))
+        ring += struct.pack("<QIHH", gpa, length, id_, flags)
+    return ring, draw(st.binary(min_size=EVENT_BYTES, max_size=EVENT_BYTES))
+
+
+@HOSTILE
+@given(
+    PACKED_FEATURES,
+    SIZES,
+    st.integers(0, NUM - 1),
+    st.integers(0, 1),
+    RAW_PACKED,
+    RAW_PACKED,
+    PACKETS,
+)
+def test_arbitrary_bytes_in_packed_rings_touch_nothing_but_the_guests_memory(
+    features, num, pos, wrap, rx, tx, packets
+):
+    with PackedVictim(features, num, packed_base(pos % num, wrap)) as victim:
+        victim.put(RX, (*rx, bytes(EVENT_BYTES)))
+        victim.put(TX, (*tx, bytes(EVENT_BYTES)))
+        victim.run(packets)
+        victim.check_borders()
+        victim.check_it_works_again()
+
+
+@HOSTILE
+@given(
+    PACKED_FEATURES,
+    SIZES,
+    st.integers(0, NUM - 1),
+    packed_rings(RX),
+    packed_rings(TX),
+    tables(RX),
+    tables(TX),
+    PACKETS,
+)
+def test_packed_rings_that_are_nearly_right_touch_nothing_but_the_guests_memory(
+    features, num, pos, rx, tx, rx_contents, tx_contents, packets
+):
+    with PackedVictim(features, num, packed_base(pos % num, 1)) as victim:
+        put_tables(victim, [*rx_contents[:2], *tx_contents[2:]])
+        victim.put(RX, (*rx, bytes(EVENT_BYTES)))
+        victim.put(TX, (*tx, bytes(EVENT_BYTES)))
+        victim.run(packets or [b"\x09" * 300])
+        victim.check_borders()
+        victim.check_it_works_again()
+
+
+@HOSTILE
+@given(
+    PACKED_FEATURES,
+    SIZES,
+    st.lists(
+        st.tuples(
+            st.sampled_from([RX, TX]),
+            st.sampled_from([0, 0, 0, 1]),
+            st.integers(0, DESC_BYTES - 1),
+            st.binary(min_size=1, max_size=4),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    PACKETS,
+)
+def test_packed_rings_that_change_between_kicks_touch_nothing_but_the_guests_memory(
+    features, num, pokes, packets
+):
+    with PackedVictim(features, num, packed_base(0, 1)) as victim:
+        for index in (RX, TX):
+            victim.repair(index)
+        victim.run(packets)
+        for index, part, at, data in pokes:
+            victim.poke(index, part, at % victim.parts[index][part][1], data)
+            victim.run([], n_kicks=1)
+        victim.check_borders()
+        victim.check_it_works_again()
+
+
+def is_within(num: int, base: int) -> bool:
+    """Whether both positions of a packed base are in the ring; 0 above repeats the lower one."""
+    avail, used = base & 0xFFFF, base >> 16 or base & 0xFFFF
+    return avail & 0x7FFF < num and used & 0x7FFF < num
+
+
+@HOSTILE
+@given(
+    SIZES,
+    st.builds(lambda a, u: a | u << 16, *[st.integers(0, 9) | U16] * 2),
+    packed_rings(RX),
+)
+def test_a_packed_ring_does_not_start_at_a_base_beyond_its_end(num, base, ring):
+    with PackedVictim(MRG | V1, num, base) as victim:
+        for index in (RX, TX):
+            victim.put(index, (*ring, bytes(EVENT_BYTES)))
+        if is_within(num, base):
+            victim.run([b"\x09" * 60])
+        else:
+            with pytest.raises(PeerError, match="beyond"):
+                victim.pair.start()
+        victim.check_borders()
+
+
+# --- while the device reads -------------------------------------------------------------------
+
+
+def scribble_on_split(victim: SplitVictim, dice: random.Random) -> None:
+    index = dice.choice([RX, TX])
+    ring = victim.pair.rings[index]
+    what = dice.randrange(4)
+    usual = WRITE if index == RX else 0
+    if what == 0:
+        edge = dice.choice(BORDERS) + dice.randrange(-20, 20)
+        flags = usual | dice.choice([0, NEXT, INDIRECT])
+        one = desc(edge, dice.choice([0, 12, 60, 160]), flags, dice.randrange(NUM))
+        victim.memory.write(ring.desc + 16 * dice.randrange(NUM), one)
+    elif what == 1:
+        word = struct.pack("<H", dice.randrange(NUM))
+        victim.memory.write(ring.avail + 4 + 2 * dice.randrange(NUM), word)
+    elif what == 2:
+        idx = (int(victim.vq(index)["last_avail_idx"]) + dice.randrange(NUM)) & 0xFFFF
+        victim.memory.write(ring.avail + 2, struct.pack("<H", idx))
+    else:  # one good descriptor, so that something moves
+        good = desc(DISTANT.gpa, 400, usual, 0)
+        victim.memory.write(ring.desc + 16 * dice.randrange(NUM), good)
+
+
+def scribble_on_packed(victim: PackedVictim, dice: random.Random) -> None:
+    """Descriptors become available and are taken back, whatever lap the device is in."""
+    index = dice.choice([RX, TX])
+    ring = victim.parts[index][0][0]
+    lap = dice.choice([1 << 7, 1 << 15])
+    flags = (WRITE if index == RX else 0) | dice.choice([0, 0, NEXT, INDIRECT]) | lap
+    gpa = dice.choice([DISTANT.gpa, dice.choice(BORDERS) + dice.randrange(-20, 20)])
+    one = struct.pack("<QIHH", gpa, dice.choice([1, 12, 60, 400]), dice.randrange(NUM), flags)
+    for k in range(victim.num):
+        if dice.randrange(2):
+            victim.memory.write(ring + 16 * k, one)
+
+
+LIVE = {
+    "split": (lambda: SplitVictim(MRG | V1, 0), scribble_on_split),
+    "split, event index": (lambda: SplitVictim(MRG | V1 | EVENT_IDX, 0), scribble_on_split),
+    "split, in order": (
+        lambda: SplitVictim(MRG | V1 | mask(VIRTIO_F_IN_ORDER), 0),
+        scribble_on_split,
+    ),
+    "packed": (lambda: PackedVictim(MRG | V1, NUM, packed_base(0, 1)), scribble_on_packed),
+    "packed, two entries": (
+        lambda: PackedVictim(MRG | V1 | EVENT_IDX, 2, packed_base(1, 1)),
+        scribble_on_packed,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIVE)
+def test_rings_that_change_while_they_are_read_touch_nothing_but_the_guests_memory(name):
+    make, scribble = LIVE[name]
+    dice = random.Random(name)
+    n_rounds = 4 * EXAMPLES if JIT_ENABLED else EXAMPLES // 2
+    with make() as victim:
+        for index in (RX, TX):
+            victim.repair(index)
+        victim.run([])
+        ended = threading.Event()
+
+        def scribble_on() -> None:
+            while not ended.is_set():
+                scribble(victim, dice)
+
+        def has_moved() -> bool:
+            return all(victim.pair.counter(index, "packets") for index in (RX, TX))
+
+        def drive() -> None:
+            n = 0
+            while n < n_rounds or (not has_moved() and n < 100 * n_rounds):
+                with contextlib.suppress(BlockingIOError):
+                    victim.pair.wire.send(b"\x03" * 300)
+                for index in (RX, TX):
+                    victim.pair.kick(index)
+                victim.pair.sent()
+                n += 1
+
+        scribbler = threading.Thread(target=scribble_on)
+        scribbler.start()
+        try:
+            within_bounds(drive)
+        finally:
+            ended.set()
+            scribbler.join()
+        assert has_moved()
+        within_bounds(victim.pair.flush)
+        victim.check_borders()
+        victim.check_it_works_again()
