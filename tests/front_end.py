@@ -195,9 +195,9 @@ class FrontEnd:
         self.tell(vu.VHOST_USER_SET_VRING_KICK, u64(index), [queue.kick_fd])
         self.tell(vu.VHOST_USER_SET_VRING_ENABLE, state(index, 1))
 
-    def start(self, guest: Guest) -> FrontEnd:
+    def start(self, guest: Guest, protocol: int = PROTOCOL_FEATURES) -> FrontEnd:
         """Connect a guest from negotiation to running rings."""
-        self.negotiate()
+        self.negotiate(protocol=protocol)
         self.share(guest)
         for queue in guest.queues:
             self.start_ring(queue)

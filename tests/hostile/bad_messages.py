@@ -25,7 +25,12 @@ from front_end import (
     u64,
 )
 from vhostnet.uapi import vhost_user as vu
+from vhostnet.uapi.virtio import mask
 
+# All that can be negotiated with a device that was started with --iommu.
+PROTOCOL = PROTOCOL_FEATURES | mask(
+    vu.VHOST_USER_PROTOCOL_F_LOG_SHMFD, vu.VHOST_USER_PROTOCOL_F_BACKEND_REQ
+)
 N_RINGS = 2
 PAGE = 4096
 
@@ -65,6 +70,8 @@ FORMS = {
     vu.VHOST_USER_SET_FEATURES: (8, 0, 0),
     vu.VHOST_USER_SET_OWNER: (0, 0, 0),
     vu.VHOST_USER_RESET_OWNER: (0, 0, 0),
+    vu.VHOST_USER_SET_LOG_BASE: (16, 1, 1),
+    vu.VHOST_USER_SET_LOG_FD: (0, 1, 1),
     vu.VHOST_USER_SET_VRING_NUM: (8, 0, 0),
     vu.VHOST_USER_SET_VRING_ADDR: (40, 0, 0),
     vu.VHOST_USER_SET_VRING_BASE: (8, 0, 0),
@@ -78,6 +85,8 @@ FORMS = {
     vu.VHOST_USER_SET_VRING_ENABLE: (8, 0, 0),
     vu.VHOST_USER_SEND_RARP: (8, 0, 0),
     vu.VHOST_USER_NET_SET_MTU: (8, 0, 0),
+    vu.VHOST_USER_SET_BACKEND_REQ_FD: (0, 1, 1),
+    vu.VHOST_USER_IOTLB_MSG: (32, 0, 0),
     vu.VHOST_USER_RESET_DEVICE: (0, 0, 0),
     vu.VHOST_USER_GET_MAX_MEM_SLOTS: (0, 0, 0),
     vu.VHOST_USER_ADD_MEM_REG: (40, 1, 1),
@@ -87,6 +96,7 @@ FORMS = {
 }
 WITH_REPLY = (
     vu.VHOST_USER_GET_FEATURES,
+    vu.VHOST_USER_SET_LOG_BASE,
     vu.VHOST_USER_GET_VRING_BASE,
     vu.VHOST_USER_GET_PROTOCOL_FEATURES,
     vu.VHOST_USER_GET_QUEUE_NUM,
@@ -293,7 +303,7 @@ def _bad_rings() -> list[Bad]:
 
 
 def _bad_features() -> list[Bad]:
-    never = (2, 17, 18, 33, 37, 41, 63)
+    never = (2, 17, 18, 37, 41, 63)
     cases = [
         Bad(
             f"bit {bit}",
@@ -307,7 +317,7 @@ def _bad_features() -> list[Bad]:
         Bad(
             f"protocol bit {bit}",
             vu.VHOST_USER_SET_PROTOCOL_FEATURES,
-            u64(PROTOCOL_FEATURES | 1 << bit),
+            u64(PROTOCOL | 1 << bit),
             "never offered",
         )
         for bit in (6, 7, 17, 20, 22, 63)
@@ -416,6 +426,44 @@ def _bad_memory() -> list[Bad]:
     return cases
 
 
+def _bad_logs() -> list[Bad]:
+    """Dirty bitmaps that can not be mapped."""
+    full = 1 << 20
+    logs: list[tuple[str, int, int, Callable[[Guest, ExitStack], list[int]], str]] = [
+        ("empty", 0, 0, memory_of(1), "is empty"),
+        ("longer than its file", full + 1, 0, memory_of(1), "beyond its file"),
+        ("offset beyond its file", PAGE, full, memory_of(1), "beyond its file"),
+        ("sum that wraps", (1 << 64) - PAGE, 2 * PAGE, memory_of(1), "beyond its file"),
+        ("empty file", PAGE, 0, an_empty_file, "beyond its file"),
+        ("read-only file", PAGE, 0, read_only_memfd, "Permission denied"),
+        ("pipe", PAGE, 0, a_pipe, "beyond its file"),
+        ("socket", PAGE, 0, a_socket, "beyond its file"),
+        ("directory", PAGE, 0, a_directory, ""),
+    ]
+    number = vu.VHOST_USER_SET_LOG_BASE
+    return [
+        Bad(name, number, vu.LOG.pack(vu.Log(size, offset)), says, fds, has_reply=True)
+        for name, size, offset, fds, says in logs
+    ]
+
+
+def _bad_iotlb() -> list[Bad]:
+    def message(kind: int) -> bytes:
+        return vu.IOTLB.pack(vu.Iotlb(0, PAGE, UVA, 3, kind, 0, 0))
+
+    number = vu.VHOST_USER_IOTLB_MSG
+    return [
+        Bad("no socket", vu.VHOST_USER_SET_BACKEND_REQ_FD, b"", "our requests", eventfds(1)),
+        Bad("regular file", vu.VHOST_USER_SET_BACKEND_REQ_FD, b"", "our requests", a_regular_file),
+        *[
+            Bad(f"type {kind}", number, message(kind), "neither update nor invalidate")
+            for kind in (0, 1, 4, 255)
+        ],
+        Bad("update without an IOMMU", number, message(2), "ACCESS_PLATFORM was not acked"),
+        Bad("invalidate without an IOMMU", number, message(3), "ACCESS_PLATFORM was not acked"),
+    ]
+
+
 def _unknown() -> list[Bad]:
     """Numbers that mean nothing, and messages of features that are not offered."""
     numbers = [0, 44, 99, 0x7FFF_FFFF, 0xFFFF_FFFF]
@@ -428,5 +476,7 @@ CATALOGUE = [
     *_bad_rings(),
     *_bad_features(),
     *_bad_memory(),
+    *_bad_logs(),
+    *_bad_iotlb(),
     *_unknown(),
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from bad_messages import CATALOGUE, FORMS, Bad, eventfds
+from bad_messages import CATALOGUE, FORMS, PROTOCOL, Bad, eventfds
 
 from driver_ring import GPA, INDIRECT, NEXT, UVA, WRITE
 from front_end import (
@@ -26,6 +26,7 @@ from front_end import (
     wait_signal,
 )
 from serve_process import TALKATIVE, ServeProcess, wait_until
+from vhostnet.protocol.vhost_user_session import RULES
 from vhostnet.uapi import vhost_user as vu
 from vhostnet.uapi.virtio import VIRTIO_F_RING_PACKED, mask
 
@@ -33,7 +34,9 @@ from vhostnet.uapi.virtio import VIRTIO_F_RING_PACKED, mask
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
     """A daemon that writes every line, and holds in the end what it held in the beginning."""
-    process = ServeProcess(tmp_path_factory.mktemp("bad"), "--backend", "null", program=TALKATIVE)
+    process = ServeProcess(
+        tmp_path_factory.mktemp("bad"), "--backend", "null", "--iommu", program=TALKATIVE
+    )
     try:
         yield process
         process.wait_idle()
@@ -58,7 +61,9 @@ def front_end(daemon: ServeProcess, guest: Guest) -> Iterator[Callable[[bool], F
     def connect(is_running: bool = False) -> FrontEnd:
         guest.reset()
         made.append(FrontEnd(daemon.socket))
-        return made[-1].start(guest) if is_running else made[-1].negotiate()
+        if is_running:
+            return made[-1].start(guest, PROTOCOL)
+        return made[-1].negotiate(protocol=PROTOCOL)
 
     yield connect
     for one in made:
@@ -72,6 +77,10 @@ def assert_serves(daemon: ServeProcess, guest: Guest) -> None:
         next_one.start(guest)
         guest.tx.send(b"x" * 60)
         guest.tx.wait_used(1)
+
+
+def test_the_catalogue_has_every_message_that_is_answered():
+    assert {*FORMS, vu.VHOST_USER_SET_MEM_TABLE} == set(RULES)
 
 
 @pytest.mark.parametrize("bad", CATALOGUE, ids=str)

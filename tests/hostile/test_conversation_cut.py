@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from conversation import Step, play, send_only, there_and_back, whole_conversation
 
-from front_end import HEADER_SIZE, FrontEnd, Guest
+from driver_ring import GPA, UVA
+from front_end import HEADER_SIZE, PROTOCOL_FEATURES, FrontEnd, Guest, region, table, u64
 from serve_process import ServeProcess
+from vhostnet.uapi import vhost_user as vu
 
 # Kilobytes that the allocator may keep; a leaked guest (1 MiB each) or session is far more.
 RSS_SLACK_KIB = 4096
@@ -105,3 +107,35 @@ def test_front_ends_that_connect_and_say_nothing_leave_nothing_behind(bench: Ben
         FrontEnd(bench.daemon.socket).close()
     bench.daemon.wait_idle()
     bench.converse(by_slots=False)
+
+
+def test_messages_that_are_repeated_keep_nothing(bench: Bench):
+    """Each replaces what the one before it brought (CVE-2019-14818, CVE-2022-0669)."""
+    guest, n = bench.guest, 150
+    guest.reset()
+    elsewhere = region(GPA + (1 << 32), guest.memory.size, UVA + (1 << 32))
+    one, other = table(guest.region()), table(guest.region(), elsewhere)
+    single = bytes(8) + elsewhere
+    memory = guest.memory.fd
+    with FrontEnd(bench.daemon.socket) as peer:
+        peer.start(guest, PROTOCOL_FEATURES | 1 << vu.VHOST_USER_PROTOCOL_F_LOG_SHMFD)
+        fds, rss = [], []
+        for turn in range(4):
+            for _ in range(n if turn else 40):  # the first turn warms up
+                peer.tell(vu.VHOST_USER_SET_MEM_TABLE, other, [memory, memory])
+                peer.tell(vu.VHOST_USER_SET_MEM_TABLE, one, [memory])
+                peer.tell(vu.VHOST_USER_ADD_MEM_REG, single, [memory])
+                peer.tell(vu.VHOST_USER_REM_MEM_REG, single, [memory])
+                peer.send(vu.VHOST_USER_SET_LOG_BASE, vu.LOG.pack(vu.Log(4096, 0)), [memory])
+                peer.reply_to(vu.VHOST_USER_SET_LOG_BASE)
+                for queue in guest.queues:
+                    index = u64(queue.index)
+                    peer.tell(vu.VHOST_USER_SET_VRING_KICK, index, [queue.kick_fd])
+                    peer.tell(vu.VHOST_USER_SET_VRING_CALL, index, [queue.call])
+                    peer.tell(vu.VHOST_USER_SET_VRING_ERR, index, [queue.err])
+            fds.append(bench.daemon.fds())
+            rss.append(bench.daemon.rss_kib())
+        assert fds[1:] == fds[:-1]
+        assert rss[-1] - rss[0] < RSS_SLACK_KIB
+        bench.move_packets(guest)
+    bench.daemon.wait_idle()

@@ -211,7 +211,7 @@ def test_a_driver_that_never_stops_posting_useless_buffers_does_not_hold_the_wor
         published = endless.published[:20]
         assert_control_is_answered(peer, guest)
     # A run of the handler that had no end would have published nothing until its end.
-    assert sum(one != other for one, other in pairwise(published)) > 12
+    assert sum(one != other for one, other in pairwise(published)) > 5
 
 
 @pytest.mark.parametrize("daemon", ["gen:size=1000"], indirect=True)

@@ -24,6 +24,7 @@ from victim import (
     HOSTILE,
     NUM,
     USED_BYTES,
+    GuardedVictim,
     PackedVictim,
     SplitVictim,
     Victim,
@@ -33,7 +34,9 @@ from victim import (
 
 from driver_ring import GPA, INDIRECT, NEXT, WRITE
 from instance import EVENT_IDX, MRG, RX, TX, V1
-from islands import CANARY, DISTANT, HIGH, ISLANDS, MAIN, NEXT_TO_MAIN, desc
+from islands import CANARY, DISTANT, HIGH, ISLANDS, MAIN, NEXT_TO_MAIN, Island, desc
+from vhostnet.datapath.layout import VHOST_ACCESS_RO, VHOST_ACCESS_RW, VHOST_ACCESS_WO
+from vhostnet.datapath.vring_ops import add_used, discard_vq_desc
 from vhostnet.errors import PeerError
 from vhostnet.native._jit import JIT_ENABLED
 from vhostnet.uapi.virtio import VIRTIO_F_IN_ORDER, VIRTIO_F_NOTIFY_ON_EMPTY, mask
@@ -266,6 +269,46 @@ def test_ring_parts_that_overlap_each_other_touch_nothing_but_the_guests_memory(
         victim.check_borders()
 
 
+# --- behind an IOMMU --------------------------------------------------------------------------
+
+SECRET = b"write-only"
+
+
+def guarded(permission_of_high: int) -> dict[Island, int]:
+    return {i: permission_of_high if i is HIGH else VHOST_ACCESS_RW for i in ISLANDS}
+
+
+@HOSTILE
+@given(st.sampled_from([V1, MRG | V1]), BASES, rings(RX), tables(RX), PACKETS)
+def test_nothing_is_received_into_memory_that_the_iommu_lets_be_read_only(
+    features, base, rx, contents, packets
+):
+    with GuardedVictim(features, base, guarded(VHOST_ACCESS_RO)) as victim:
+        put_tables(victim, contents)
+        victim.put(RX, counted_from(base, rx))
+        before = victim.memory.read(HIGH.gpa, HIGH.size)
+        victim.run(packets or [b"\x09" * 300])
+        assert victim.memory.read(HIGH.gpa, HIGH.size) == before
+        victim.check_borders()
+        victim.check_it_works_again()
+
+
+@HOSTILE
+@given(st.sampled_from([V1, MRG | V1]), BASES, rings(TX), tables(TX))
+def test_nothing_is_sent_from_memory_that_the_iommu_lets_be_written_only(
+    features, base, tx, contents
+):
+    with GuardedVictim(features, base, guarded(VHOST_ACCESS_WO)) as victim:
+        put_tables(victim, contents)
+        victim.put(TX, counted_from(base, tx))
+        victim.memory.write(HIGH.gpa, (SECRET * HIGH.size)[: HIGH.size])
+        victim.repair(RX)
+        victim.run([])
+        assert [sent for sent in victim.sent if SECRET[:4] in sent] == []
+        victim.check_borders()
+        victim.check_it_works_again()
+
+
 # --- packed rings -----------------------------------------------------------------------------
 
 PACKED_FEATURES = st.sampled_from(
@@ -392,6 +435,24 @@ def test_a_packed_ring_does_not_start_at_a_base_beyond_its_end(num, base, ring):
             with pytest.raises(PeerError, match="beyond"):
                 victim.pair.start()
         victim.check_borders()
+
+
+@HOSTILE
+@given(SIZES, st.integers(0, NUM - 1), st.integers(0, 1), st.integers(1, 100))
+def test_positions_stay_within_a_packed_ring_however_many_descriptors_are_taken(
+    num, pos, wrap, n_descs
+):
+    """A driver that is quick enough can have a ring taken more than once for one packet."""
+    with PackedVictim(MRG | V1, num, packed_base(pos % num, wrap)) as victim:
+        victim.pair.start()
+        with victim.pair.net.quiesced():
+            vq = victim.vq(RX)
+            end = num * wrap + pos % num + n_descs
+            add_used(vq, 0, 0, 1, n_descs)
+            assert (vq["used_pos"], vq["used_wrap"]) == (end % num, end // num % 2)
+            vq["avail_pos"], vq["avail_wrap"] = end % num, end // num % 2
+            discard_vq_desc(vq, 1, n_descs)
+            assert (vq["avail_pos"], vq["avail_wrap"]) == (pos % num, wrap)
 
 
 # --- while the device reads -------------------------------------------------------------------

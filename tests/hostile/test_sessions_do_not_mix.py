@@ -11,7 +11,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -61,9 +60,9 @@ def guests() -> Iterator[tuple[Guest, Guest]]:
 # --- the loop ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def loop(tmp_path: Path) -> Iterator[ServeProcess]:
-    process = ServeProcess(tmp_path, "--backend", "loop")
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+    process = ServeProcess(tmp_path_factory.mktemp("loop"), "--backend", "loop")
     try:
         yield process
         process.check_and_stop()
@@ -173,11 +172,11 @@ def namespace() -> Iterator[Namespace]:
         yield made
 
 
-@pytest.fixture(params=[1, 2], ids=["one pair", "two pairs"])
-def tap(request, namespace: Namespace, tmp_path: Path) -> Iterator[tuple[ServeProcess, Wire]]:
+@pytest.fixture(scope="module", params=[1, 2], ids=["one pair", "two pairs"])
+def tap(request, namespace: Namespace, tmp_path_factory) -> Iterator[tuple[ServeProcess, Wire]]:
     name = f"tap{request.param - 1}"
     process = ServeProcess(
-        tmp_path,
+        tmp_path_factory.mktemp("tap"),
         *("--backend", f"tap:{name}", "--queue-pairs", str(request.param)),
         prefix=namespace.prefix,
     )

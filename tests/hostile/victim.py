@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, settings
 
 from driver_ring import WRITE
 from instance import RX, TX, Instance
-from islands import CANARY, DISTANT, MAIN, NEXT_TO_MAIN, TINY, Islands, desc
+from islands import CANARY, DISTANT, HIGH, MAIN, NEXT_TO_MAIN, TINY, Island, Islands, desc
 from vhostnet.device.ring_formats import VringAddresses
-from vhostnet.uapi.virtio import VIRTIO_F_RING_PACKED, mask
+from vhostnet.uapi.virtio import VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED, mask
 
-EXAMPLES = int(os.environ.get("VHOSTNET_FUZZ_EXAMPLES", "100"))
+EXAMPLES = int(os.environ.get("VHOSTNET_FUZZ_EXAMPLES", "75"))
 HOSTILE = settings(
     max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
@@ -153,12 +153,12 @@ class Victim:
 class SplitVictim(Victim):
     """Split rings: descriptor table, avail ring, used ring."""
 
-    def __init__(self, features: int, base: int) -> None:
+    def __init__(self, features: int, base: int, *for_place: Any) -> None:
         super().__init__(features)
         rx, tx = self.pair.rings
         rx.desc, rx.used = MAIN.gpa, MAIN.end - USED_BYTES
         tx.desc, tx.avail = NEXT_TO_MAIN.end - DESC_BYTES, DISTANT.end - AVAIL_BYTES
-        self.place(base)
+        self.place(base, *for_place)
 
     def place(self, base: int) -> None:
         """Tell the device where the rings are, empty at this base."""
@@ -181,6 +181,26 @@ class SplitVictim(Victim):
         idx = seen if seen != last else (last + NUM) & 0xFFFF
         heads = struct.pack(f"<{NUM}H", *range(NUM))
         self.memory.write(ring.avail, struct.pack("<HH", 0, idx) + heads)
+
+
+class GuardedVictim(SplitVictim):
+    """Split rings behind an IOMMU that lets the device use each region in its own way.
+
+    Args:
+        permissions: VHOST_ACCESS_* for each of ISLANDS; what a guest may address is the same.
+    """
+
+    def __init__(self, features: int, base: int, permissions: dict[Island, int]) -> None:
+        super().__init__(features | mask(VIRTIO_F_ACCESS_PLATFORM), base, permissions)
+
+    def place(self, base: int, permissions: dict[Island, int] | None = None) -> None:
+        shift = self.memory.uva - self.memory.gpa
+        for island, permission in (permissions or {}).items():
+            uva = 0 if island is HIGH else island.gpa + shift
+            self.pair.net.iotlb_update(island.gpa, island.size, uva, permission)
+        # Rings are where the guest says, not where the front-end has them.
+        self.memory.uva = self.memory.gpa
+        super().place(base)
 
 
 class PackedVictim(Victim):
