@@ -139,7 +139,7 @@ def _iperf3(path: Path, direction: Direction, seconds: float, options: list[str]
     argv += ["--time", f"{seconds:g}", "--connect-timeout", "3000", *options]
     if direction == "to_host":
         argv.append("--reverse")
-    # Between two runs the server closes its port for a moment.
+    # Between two runs the server is still busy with the last one, or has its port closed.
     deadline = time.monotonic() + 5.0
     while True:
         done = run_short(argv, prefix=path.host.prefix, timeout=seconds + 20)
@@ -150,6 +150,7 @@ def _iperf3(path: Path, direction: Direction, seconds: float, options: list[str]
         error = result.get("error")
         if error is None and done.returncode == 0:
             return result
-        if "unable to connect" not in str(error) or time.monotonic() > deadline:
+        is_between = "unable to connect" in str(error) or "server is busy" in str(error)
+        if not is_between or time.monotonic() > deadline:
             raise HostError(f"iperf3: {error or 'failed'}")
         time.sleep(0.1)
