@@ -47,6 +47,9 @@ class OurMemory:
     def log(self, address: int) -> tuple[int, int]:
         raise NotImplementedError
 
+    def release(self) -> None:
+        """It is the scenario's."""
+
 
 class OurDevice(InProcessTransport):
     """One open file of ours.
@@ -58,7 +61,7 @@ class OurDevice(InProcessTransport):
     def __init__(self, memory: OurMemory, linux_abi: str) -> None:
         self._logs: dict[int, int] = {}
         memory.log = lambda address: (address, self._logs.get(address, 0))  # type: ignore[method-assign]
-        verbs = KernelVerbs(VhostNet("oracle", linux_abi), memory)
+        verbs = KernelVerbs(VhostNet("oracle", linux_abi), lambda _pid: memory)
         super().__init__(
             verbs,
             Conversions(

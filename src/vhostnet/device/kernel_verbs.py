@@ -5,8 +5,8 @@ refusal a PeerError with Linux's errno.  A door adds what only it can know: who 
 that is not the owner meets `check_owner` first), numbers that are no ioctl of ours, arguments
 that cannot be read.
 
-What the owner's addresses mean is asked of `OwnerMemory`; a descriptor for SET_BACKEND is
-resolved by `backends/tap_file.py`.
+What the owner's addresses mean is asked of `OwnerMemory`, which SET_OWNER brings; a descriptor
+for SET_BACKEND is resolved by `backends/tap_file.py`.
 
 Source: Linux drivers/vhost/vhost.c and net.c.
 """
@@ -19,7 +19,7 @@ import errno
 import fcntl
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vhostnet.backends.tap_file import TapFile, tap_file
@@ -75,6 +75,9 @@ class OwnerMemory(Protocol):
     def log(self, address: int) -> tuple[int, int]:
         """(hva, bytes) from the owner's *address* on that may hold a bitmap; (0, 0): none."""
 
+    def release(self) -> None:
+        """Nobody will ask any more; the tables that were made stay valid."""
+
 
 def user_range(address: int, size: int) -> bool:
     """Linux access_ok(): may a process have this range at all?"""
@@ -86,16 +89,33 @@ class KernelVerbs:
 
     Args:
         net: the device, ours from now on.
-        owner_memory: see there.
+        memory_of: pid of a process (its thread group) -> its memory; PeerError.
+
+    Attributes:
+        owner_pid: thread group of the owner, 0: none.
+        on_readable: told that `read` has something, in the worker's or the control thread.
     """
 
-    def __init__(self, net: VhostNet, owner_memory: OwnerMemory) -> None:
+    def __init__(self, net: VhostNet, memory_of: Callable[[int], OwnerMemory]) -> None:
         self.net = net
-        self._owner_memory = owner_memory
+        self.owner_pid = 0
+        self.on_readable: Callable[[], None] = lambda: None
+        self._memory_of = memory_of
+        self._memory: OwnerMemory | None = None
         self._misses: collections.deque[tuple[int, int]] = collections.deque()
         self._held: tuple[str, bytes] = ("", b"")
-        net.on_iotlb_miss = lambda iova, access: self._misses.append((iova, access))
+        net.on_iotlb_miss = self._on_miss
         self._forget()
+
+    def _on_miss(self, iova: int, access: int) -> None:
+        self._misses.append((iova, access))
+        self.on_readable()
+
+    @property
+    def _owner_memory(self) -> OwnerMemory:
+        if self._memory is None:
+            raise PeerError(f"{self.net.name}: has no owner", errno.EPERM)
+        return self._memory
 
     def _forget(self) -> None:
         self._wanted: list[MemoryRegion] | None = None
@@ -175,9 +195,17 @@ class KernelVerbs:
     # --- owner ----------------------------------------------------------------------------
 
     def set_owner(self, pid: int) -> None:
-        """VHOST_SET_OWNER; EBUSY."""
-        self.net.set_owner(pid)
-        self.net.user_space = self._owner_memory.space()
+        """VHOST_SET_OWNER by a thread of process *pid*; EBUSY."""
+        if self.net.worker is not None:
+            raise PeerError(f"{self.net.name}: has an owner already", errno.EBUSY)
+        memory = self._memory_of(pid)
+        try:
+            self.net.set_owner(pid)
+        except BaseException:
+            memory.release()
+            raise
+        self._memory, self.owner_pid = memory, pid
+        self.net.user_space = memory.space()
 
     def reset_owner(self) -> None:
         """VHOST_RESET_OWNER: EPERM without an owner; all is as after open, with an empty table."""
@@ -192,6 +220,9 @@ class KernelVerbs:
         self._close_queues(queues)
         self._table.release()
         self.net.user_space = None
+        if self._memory is not None:
+            self._memory.release()
+            self._memory, self.owner_pid = None, 0
         for ring in self.net.vqs:
             ring.vq["hdr_len"] = 0
         self._held = ("", b"")
@@ -276,6 +307,7 @@ class KernelVerbs:
         self.net.set_vring_base(index, base)
 
     def _check_stopped(self, index: int) -> None:
+        """EBUSY while the ring has a backend."""
         if self.net.active(index):
             raise PeerError(f"ring {index}: it runs", errno.EBUSY)
 

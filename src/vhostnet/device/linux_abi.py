@@ -33,6 +33,7 @@ class LinuxAbi:
         features_array: GET_ and SET_FEATURES_ARRAY exist (6.17).
         num_buffers_for_version_1: num_buffers is written for VERSION_1 without MRG_RXBUF,
             as the specification wants (about 6.14).
+        fork_owner: GET_ and SET_FORK_FROM_OWNER exist (6.17, and 6.12's stable series).
         iotlb_goes_with_its_feature: features without ACCESS_PLATFORM take the IOTLB away; in
             6.1 it stays until RESET_OWNER.
     """
@@ -41,6 +42,7 @@ class LinuxAbi:
     features: int
     features_array: bool
     num_buffers_for_version_1: bool
+    fork_owner: bool
     iotlb_goes_with_its_feature: bool
 
 
@@ -65,6 +67,7 @@ LINUX_ABIS: dict[str, LinuxAbi] = {
             _6_1,
             features_array=False,
             num_buffers_for_version_1=False,
+            fork_owner=False,
             iotlb_goes_with_its_feature=False,
         ),
         LinuxAbi(
@@ -72,6 +75,7 @@ LINUX_ABIS: dict[str, LinuxAbi] = {
             _6_12,
             features_array=False,
             num_buffers_for_version_1=False,
+            fork_owner=True,
             iotlb_goes_with_its_feature=True,
         ),
         LinuxAbi(
@@ -79,6 +83,7 @@ LINUX_ABIS: dict[str, LinuxAbi] = {
             _NEWEST,
             features_array=True,
             num_buffers_for_version_1=True,
+            fork_owner=True,
             iotlb_goes_with_its_feature=True,
         ),
     )

@@ -40,7 +40,7 @@ class Opened:
         self.owner = OurMemory()
         self.owner.note(self.memory, True)
         self.net = VhostNet("test", abi)
-        self.verbs = KernelVerbs(self.net, self.owner)
+        self.verbs = KernelVerbs(self.net, lambda _pid: self.owner)
 
     @property
     def table(self) -> list[MemoryRegion]:
