@@ -69,6 +69,22 @@ class Bed:
         reconnect_s: int | None = None,
     ) -> GuestVM:
         """Boot a guest on the daemon and give its eth0 an address."""
+        guest = self.power_on(machine, properties, server=server, reconnect_s=reconnect_s)
+        guest.wait_for_shell()
+        if (properties or {}).get("packed") == "on" and not _negotiated(guest, RING_PACKED):
+            pytest.skip("packed rings were asked for but are not offered")
+        guest.add_address(0, f"{GUEST}/24", mtu=mtu)
+        return guest
+
+    def power_on(
+        self,
+        machine: Machine | None = None,
+        properties: Mapping[str, str] | None = None,
+        *,
+        server: bool = False,
+        reconnect_s: int | None = None,
+    ) -> GuestVM:
+        """Start a guest and do not wait for it."""
         nic: Nic = VhostUserNic(
             self.socket,
             queue_pairs=self.queue_pairs,
@@ -80,12 +96,7 @@ class Bed:
             nic = TapNic("tap0", queue_pairs=self.queue_pairs, properties=properties or {})
         machine = machine or Machine(self.accel)
         guest = GuestVM(self.image, machine, [nic], prefix=self.host.prefix)
-        self.stack.enter_context(guest)
-        guest.wait_for_shell()
-        if (properties or {}).get("packed") == "on" and not _negotiated(guest, RING_PACKED):
-            pytest.skip("packed rings were asked for but are not offered")
-        guest.add_address(0, f"{GUEST}/24", mtu=mtu)
-        return guest
+        return self.stack.enter_context(guest)
 
     def path(self, guest: GuestVM) -> measure.Path:
         """Name the way between `guest` and the host."""

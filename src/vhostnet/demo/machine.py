@@ -16,6 +16,8 @@ from vhostnet.demo.guest_image import GuestImage
 from vhostnet.demo.tools import output_of, require
 
 QEMU = "qemu-system-x86_64"
+# Debian's package ipxe-qemu has it.
+BOOT_ROM = "efi-virtio.rom"
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Machine:
             "disable-legacy": "on"}.
         incoming: wait for a migration from this URI instead of booting.
         paused: do not run until told (QMP `cont`).
+        netboot: power on without a kernel; the first card's boot ROM looks for one.
     """
 
     accel: str = "tcg"
@@ -94,6 +97,7 @@ class Machine:
     iommu: bool = False
     incoming: str | None = None
     paused: bool = False
+    netboot: bool = False
 
 
 def command_line(image: GuestImage, machine: Machine, nics: tuple[Nic, ...]) -> list[str]:
@@ -111,35 +115,49 @@ def command_line(image: GuestImage, machine: Machine, nics: tuple[Nic, ...]) -> 
     argv += ["-machine", q35, "-m", memory]
     argv += ["-object", f"memory-backend-memfd,id=mem,size={machine.memory_mib}M,share=on"]
     argv += ["-nodefaults", "-no-user-config", "-display", "none"]
-    argv += ["-kernel", str(image.kernel.vmlinuz), "-initrd", str(image.initramfs)]
-    append = "console=ttyS0 loglevel=6 random.trust_cpu=on"
+    if not machine.netboot:
+        argv += ["-kernel", str(image.kernel.vmlinuz), "-initrd", str(image.initramfs)]
+        argv += ["-append", kernel_arguments(machine)]
     if machine.iommu:
         argv += ["-device", "intel-iommu,intremap=on,device-iotlb=on"]
-        # QEMU 7.2 tells vhost nothing of the whole-domain flushes of the lazy default.
-        append += " intel_iommu=on iommu.strict=1"
-    argv += ["-append", append]
     if machine.incoming is not None:
         argv += ["-incoming", machine.incoming]
     if machine.paused:
         argv.append("-S")
     for index, nic in enumerate(nics):
         argv += nic.options(index)
-        argv += ["-device", _device(nic, index, machine.accel)]
+        argv += ["-device", _device(nic, index, machine)]
     return argv
 
 
-def _device(nic: Nic, index: int, accel: str) -> str:
-    # No boot ROM: it is a package of its own, and nobody boots from the network here.
-    device = f"virtio-net-pci,id=nic{index},netdev=net{index},mac={nic.mac},romfile="
+def kernel_arguments(machine: Machine) -> str:
+    """Return the guest kernel's command line."""
+    arguments = "console=ttyS0 loglevel=6 random.trust_cpu=on"
+    if machine.iommu:
+        # QEMU 7.2 tells vhost nothing of the whole-domain flushes of the lazy default.
+        arguments += " intel_iommu=on iommu.strict=1"
+    return arguments
+
+
+def _device(nic: Nic, index: int, machine: Machine) -> str:
+    device = f"virtio-net-pci,id=nic{index},netdev=net{index},mac={nic.mac}"
+    # Without `romfile=` the card has QEMU's boot ROM, which is a package of its own.
+    device += ",bootindex=0" if machine.netboot and index == 0 else ",romfile="
     # A slot each: cards in neighbouring slots have interrupt lines of their own.
     device += f",addr={4 + index:#x}"
     if nic.queue_pairs > 1:
         device += ",mq=on"
     # QEMU before 10.0 crashes when a vhost-user card with MSI-X starts without KVM (it takes
     # KVM's interrupt routes for granted).  Both kinds of card get the same, to stay comparable.
-    if accel == "tcg" and qemu_version() < (10, 0):
+    if machine.accel == "tcg" and qemu_version() < (10, 0):
         device += ",vectors=0"
     return device + "".join(f",{name}={value}" for name, value in nic.properties.items())
+
+
+def has_boot_rom() -> bool:
+    """Tell whether QEMU finds the boot ROM of its virtio cards."""
+    folders = output_of([require(QEMU), "-L", "help"]).split()
+    return any(Path(folder, BOOT_ROM).exists() for folder in folders)
 
 
 @lru_cache(maxsize=1)

@@ -20,6 +20,7 @@ PACKAGES = {
     "apt-cache": "apt",
     "apt-get": "apt",
     "busybox": "busybox-static",
+    "dnsmasq": "dnsmasq-base",
     "dpkg-deb": "dpkg",
     "ethtool": "ethtool",
     "ip": "iproute2",

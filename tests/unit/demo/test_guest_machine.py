@@ -61,3 +61,13 @@ def test_who_listens_on_the_socket() -> None:
 
 def test_the_peer_does_without_any_vhost() -> None:
     assert "tap,id=net0,ifname=t,script=no,downscript=no,vhost=off" in _line(TapNic("t"))
+
+
+def test_only_a_network_boot_has_a_boot_rom_and_no_kernel() -> None:
+    usual = _line(TapNic("t"))
+    assert "-kernel /k/vmlinuz -initrd /k/initrd -append " in usual
+    assert ",romfile=" in usual
+    netboot = _line(TapNic("t"), Machine(netboot=True))
+    assert "-kernel" not in netboot
+    assert ",bootindex=0" in netboot
+    assert "romfile" not in netboot
