@@ -52,6 +52,10 @@ class Memory:
     def u16(self, gpa: int) -> int:
         return int(struct.unpack("<H", self.read(gpa, 2))[0])
 
+    def truncate(self, size: int) -> None:
+        """Cut the file short under whoever maps it; what is gone must not be touched any more."""
+        os.ftruncate(self.fd, size)
+
     def close(self) -> None:
         self.bytes.close()
         os.close(self.fd)

@@ -52,6 +52,9 @@ class FakeDevice:
             self._close_fd(fd)
         self.owned.clear()
 
+    def check_memory(self) -> None:
+        self._note("check_memory")
+
     def close(self) -> None:
         self.close_session()
         self.is_closed = True

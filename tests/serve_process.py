@@ -41,7 +41,8 @@ class ServeProcess:
 
     Args:
         folder: for socket and log.
-        options: of `vhostnet serve`, without --socket-path and --ready-fd.
+        options: of `vhostnet serve`, without --socket-path (unless there is a --device) and
+            --ready-fd.
         program: what Python runs, `PROGRAM` or `TALKATIVE`.
         prefix: words before the command, such as those that enter a namespace.
     """
@@ -56,13 +57,13 @@ class ServeProcess:
         self.socket = str(folder / "socket")
         self._log = folder / "vhostnet.log"
         self._marked = 0
+        where = () if "--device" in options else ("--socket-path", self.socket)
         ready, told = os.pipe()
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
                     *prefix,
-                    *(sys.executable, *program, "serve", "--socket-path", self.socket),
-                    *options,
+                    *(sys.executable, *program, "serve", *where, *options),
                     *("--ready-fd", str(told)),
                 ],
                 stdin=subprocess.DEVNULL,

@@ -295,18 +295,3 @@ def test_what_a_peer_does_again_and_again_does_not_fill_the_log(daemon, stack, f
     daemon.mark()
     flood(daemon, guest)
     assert len(daemon.lines()) < 150
-
-
-# --- memory that goes away --------------------------------------------------------------------
-
-
-@pytest.mark.xfail(
-    strict=True, reason="a front-end that cuts its memory file short ends the daemon by SIGBUS"
-)
-def test_a_memory_file_that_is_cut_short_does_not_end_the_daemon(daemon, stack):
-    guest = stack.enter_context(contextlib.closing(Guest()))
-    peer = stack.enter_context(FrontEnd(daemon.socket)).start(guest)
-    os.ftruncate(guest.memory.fd, 0)
-    guest.tx.kick()
-    time.sleep(0.1)  # the worker looks
-    assert_control_is_answered(peer, guest)

@@ -158,6 +158,7 @@ def main(args: argparse.Namespace) -> int:
     with _leaving_at_once():
         from vhostnet.backends import open_backend
         from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
+        from vhostnet.native import lost_memory_raw
 
         # Backends before the compiler: a TAP that may not be opened is told within a second.
         backends = [
@@ -165,6 +166,7 @@ def main(args: argparse.Namespace) -> int:
             for device in options.devices
         ]
         _warm(options.devices)
+        memory_alarm = lost_memory_raw.install()
         with contextlib.closing(Loop()) as loop:
             devices = [
                 VhostUserDevice(
@@ -180,7 +182,13 @@ def main(args: argparse.Namespace) -> int:
                     zip(backends, options.devices, strict=True)
                 )
             ]
-            return serve(loop, options, devices, lambda: tell_ready(args.ready_fd))
+            return serve(
+                loop,
+                options,
+                devices,
+                lambda: tell_ready(args.ready_fd),
+                memory_alarm=memory_alarm,
+            )
 
 
 def _daemon_options(args: argparse.Namespace) -> DaemonOptions:

@@ -18,6 +18,7 @@ import numpy as np
 from numba import types
 
 from vhostnet.native._jit import CACHE_DIR, JIT_ENABLED
+from vhostnet.native.lost_memory_raw import handler_hva
 
 from .layout import (
     GEN,
@@ -115,11 +116,12 @@ def warm(
     names: Iterable[str] | None,
     progress: Callable[[str, float | None], None] = lambda _name, _seconds: None,
 ) -> WarmReport:
-    """Load or compile kernels, all of them if *names* is None.
+    """Load or compile kernels, all of them if *names* is None, and the SIGBUS handler.
 
     Args:
         progress: called with (name, None) before each and (name, seconds) after it.
     """
+    handler_hva()
     if not JIT_ENABLED:
         return WarmReport(0, 0, 0.0)
     wanted = None if names is None else set(names)

@@ -5,6 +5,7 @@ Not here: setting bits (`datapath/dirty_log_raw.py`).
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 
@@ -30,19 +31,25 @@ class DirtyLog:
     def map(cls, fd: int, size: int, offset: int) -> DirtyLog:
         """Map *size* bytes at *offset* of *fd*, which stays the caller's; PeerError.
 
-        The sum is checked without wrapping (CVE-2020-10722), and against the file: touching
-        memory beyond its end would be a SIGBUS.
+        The sum is checked without wrapping (CVE-2020-10722), and against the file.
         """
         where = f"dirty log size={size:#x} offset={offset:#x}"
         if size == 0:
             raise PeerError(f"{where}: is empty")
-        if size + offset > os.fstat(fd).st_size:
-            raise PeerError(f"{where}: is beyond its file of {os.fstat(fd).st_size:#x} bytes")
+        status = os.fstat(fd)
+        if size + offset > status.st_size:
+            raise PeerError(f"{where}: is beyond its file of {status.st_size:#x} bytes")
+        start, end = mmap_raw.whole_pages(status, offset, size)
         try:
-            map_hva = mmap_raw.map_shared(fd, size + offset, 0)
+            map_hva = mmap_raw.map_shared(fd, end - start, start)
         except HostError as e:
             raise PeerError(f"{where}: {e}", e.errno) from e
-        return cls(map_hva + offset, size, map_hva, size + offset)
+        return cls(map_hva + offset - start, size, map_hva, end - start)
+
+    def check_not_lost(self) -> None:
+        """Raise PeerError EFAULT if its file was cut short under us."""
+        if mmap_raw.is_lost(self._map_hva):
+            raise PeerError("dirty log: its memory file was truncated", errno.EFAULT)
 
     def release(self) -> None:
         """Unmap; nothing may log any more."""

@@ -10,6 +10,7 @@ Not here: finding a guest address (`datapath/guest_memory_raw.py`).
 from __future__ import annotations
 
 import bisect
+import errno
 import os
 import stat
 from collections.abc import Iterable, Sequence
@@ -23,7 +24,6 @@ from vhostnet.datapath.layout import MAPPED_REGION
 from vhostnet.errors import HostError, PeerError
 from vhostnet.native import mmap_raw
 
-_PAGE = os.sysconf("SC_PAGESIZE")
 #: Kernels compute with signed 64-bit addresses; guests live far below.
 _GPA_LIMIT = 1 << 63
 _UVA_LIMIT = 1 << 64
@@ -36,6 +36,11 @@ class Mapping:
     map_hva: int
     map_size: int
     holders: int = 0
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether its file was cut short under us, and zeros stand in its place."""
+        return mmap_raw.is_lost(self.map_hva)
 
     def release(self) -> None:
         self.holders -= 1
@@ -59,8 +64,8 @@ class Region:
 def map_region(gpa: int, size: int, uva: int, mmap_offset: int, fd: int) -> Region:
     """Map one region of a front-end's memory; the descriptor stays the caller's.
 
-    Raises PeerError for a region that wraps, is empty, or reaches beyond its file (touching
-    it later would be a SIGBUS), HostError if the mapping is refused.
+    Raises PeerError for a region that wraps, is empty, or reaches beyond its file (a file that
+    is cut short later is `Mapping.is_lost`), HostError if the mapping is refused.
     """
     where = f"region gpa={gpa:#x} size={size:#x}"
     if size == 0:
@@ -78,10 +83,7 @@ def map_region(gpa: int, size: int, uva: int, mmap_offset: int, fd: int) -> Regi
             f"{where}: offset {mmap_offset:#x} + size is beyond its file of "
             f"{status.st_size:#x} bytes"
         )
-    # hugetlbfs wants offset and length in whole huge pages, which st_blksize tells
-    page = max(_PAGE, status.st_blksize if status.st_blksize > 0 else _PAGE)
-    start = mmap_offset - mmap_offset % page
-    end = -(-(mmap_offset + size) // page) * page
+    start, end = mmap_raw.whole_pages(status, mmap_offset, size)
     try:
         map_hva = mmap_raw.map_shared(fd, end - start, start)
     except HostError as e:
@@ -148,6 +150,16 @@ class MemoryTable:
         low = bisect.bisect_left(self._uvas, uva - self._longest + 1)
         high = bisect.bisect_left(self._uvas, end)
         return [r for r in self._by_uva[low:high] if r.uva + r.size > uva]
+
+    def check_not_lost(self) -> None:
+        """Raise PeerError EFAULT if the file of a region was cut short under us."""
+        for r in self.regions:
+            if r.mapping.is_lost:
+                raise PeerError(
+                    f"region gpa={r.gpa:#x} size={r.size:#x}: its memory file was truncated, "
+                    "or has no page to give",
+                    errno.EFAULT,
+                )
 
     def hva_to_gpa(self, hva: int) -> int:
         """The guest physical address of a byte of ours, 0 if it is in no region."""

@@ -37,6 +37,8 @@ _PR_SET_NAME = 15
 #: Ends a blocking system call of a worker; see `Worker._wait_shaking`.
 SHAKE_SIGNAL = signal.SIGURG
 SHAKE_S = 0.1
+#: Faults of the thread itself: blocked, they would end the process whatever handles them.
+_FAULTS = {signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL}
 _libc = ctypes.CDLL(None)
 
 
@@ -161,7 +163,7 @@ class Worker:
         os.close(self._control)
 
     def _main(self) -> None:
-        others = signal.valid_signals() - {SHAKE_SIGNAL}
+        others = signal.valid_signals() - {SHAKE_SIGNAL} - _FAULTS
         signal.pthread_sigmask(signal.SIG_BLOCK, others)
         _libc.prctl(_PR_SET_NAME, self.name.encode()[:15], 0, 0, 0)
         while self._wait_for_turn():

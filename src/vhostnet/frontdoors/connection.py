@@ -56,6 +56,9 @@ class SessionDevice(VhostUserVerbs, Protocol):
     def close_session(self) -> None:
         """Free memory, rings and descriptors of the session; may be called twice."""
 
+    def check_memory(self) -> None:
+        """Raise PeerError if the memory that the front-end shares has gone away."""
+
     def close(self) -> None:
         """The end of the daemon: stop threads, close the backend."""
 
@@ -108,6 +111,11 @@ class Connection:
         """Handle what has arrived, the end of the stream included."""
         if self.is_open:
             self._guard(self._receive_some)
+
+    def check_memory(self) -> None:
+        """End the session if the front-end has taken its memory away."""
+        if self.is_open:
+            self._guard(self._device.check_memory)
 
     def close(self, reason: str) -> None:
         """End the session from our side."""

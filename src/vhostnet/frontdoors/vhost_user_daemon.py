@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from vhostnet.errors import EXIT_OK, HostError, UsageError
 from vhostnet.frontdoors.connection import SessionDevice
-from vhostnet.frontdoors.event_loop import Loop
+from vhostnet.frontdoors.event_loop import READABLE, Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket, check_free, check_path
 from vhostnet.frontdoors.vhost_user_server import (
     ConnectingDoor,
@@ -76,12 +77,15 @@ def serve(
     options: DaemonOptions,
     devices: Sequence[SessionDevice],
     on_ready: Callable[[], None],
+    *,
+    memory_alarm: int | None = None,
 ) -> int:
     """Serve until a signal comes or, with `is_one_off` or an inherited socket, all are done.
 
     Args:
         devices: one for each of `options.devices`; owned from now on.
         on_ready: called when all sockets listen.
+        memory_alarm: an eventfd that tells when a front-end's memory has gone away.
 
     Returns:
         The exit status: 0, or that of the worst session if the sessions decide when to end.
@@ -104,6 +108,8 @@ def serve(
             DeviceServer(loop, device, f"dev{number}", is_one_off=is_one_off, on_finished=finished)
         )
     try:
+        if memory_alarm is not None:
+            _watch_memory(loop, memory_alarm, servers)
         loop.on_signals((signal.SIGTERM, signal.SIGINT), loop.stop)
         for server, wanted in zip(servers, options.devices, strict=True):
             with _naming_option(wanted):
@@ -114,6 +120,16 @@ def serve(
         for server in servers:
             server.close()
     return worst
+
+
+def _watch_memory(loop: Loop, alarm: int, servers: Sequence[DeviceServer]) -> None:
+    def check(_ready: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(alarm)
+        for server in servers:
+            server.check_memory()
+
+    loop.watch(alarm, READABLE, check)
 
 
 def _open_door(server: DeviceServer, wanted: DeviceOptions, options: DaemonOptions) -> None:

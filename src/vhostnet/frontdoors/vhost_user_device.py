@@ -309,6 +309,12 @@ class VhostUserDevice:
         old.release()
         self._settle_all()
 
+    def check_memory(self) -> None:
+        """Raise PeerError if a file that the front-end shares was cut short under us."""
+        self._memory.check_not_lost()
+        if self._log is not None:
+            self._log.check_not_lost()
+
     def _find_mapped(self, wire: MemoryRegion, fd: int) -> Region | None:
         for region in self._memory.regions:
             if same_region(

@@ -98,6 +98,11 @@ class DeviceServer:
         self.connection = Connection(self.loop, sock, self._device, self.log, self._session_ended)
         self.connection.start()
 
+    def check_memory(self) -> None:
+        """End the session if its front-end has taken its memory away."""
+        if self.connection is not None:
+            self.connection.check_memory()
+
     def close(self) -> None:
         """End the session, close door and device.  Harmless the second time."""
         self._is_finished = True

@@ -2,6 +2,8 @@
 
 Python's `mmap` keeps a duplicate of the descriptor for as long as the mapping lives (until
 3.13) and cannot place guards; the guest's memory needs neither.
+
+Every mapping made here is listed in `lost_memory_raw`: its file may be cut short under us.
 """
 
 from __future__ import annotations
@@ -11,6 +13,10 @@ import mmap
 import os
 
 from vhostnet.errors import HostError
+
+from .lost_memory_raw import is_lost, list_mapping, unlist_mapping
+
+__all__ = ["is_lost", "map_shared", "unmap", "whole_pages"]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -46,9 +52,24 @@ def map_shared(fd: int, size: int, offset: int) -> int:
         number = ctypes.get_errno()
         raise HostError(f"mmap of {size} bytes at {offset:#x}: {os.strerror(number)}", number)
     _libc.madvise(hva, size, mmap.MADV_DONTDUMP)
+    try:
+        list_mapping(int(hva), size)
+    except HostError:
+        _libc.munmap(hva, size)
+        raise
     return int(hva)
 
 
 def unmap(hva: int, size: int) -> None:
     """Undo `map_shared`."""
+    unlist_mapping(hva)
     _libc.munmap(hva, size)
+
+
+def whole_pages(status: os.stat_result, offset: int, size: int) -> tuple[int, int]:
+    """(start, end) of the pages of a file that hold *size* bytes at *offset*.
+
+    hugetlbfs maps whole huge pages only, and its st_blksize is their size.
+    """
+    page = max(mmap.PAGESIZE, status.st_blksize)
+    return offset - offset % page, -(-(offset + size) // page) * page

@@ -194,6 +194,13 @@ _store_relaxed_u16 = _store(16, "monotonic")
 _store_relaxed_u32 = _store(32, "monotonic")
 _store_i64 = _store(64, "plain")
 _store_u8 = _store(8, "plain")
+_store_relaxed_i32 = _store(32, "monotonic")
+_store_relaxed_i64 = _store(64, "monotonic")
+#: What a signal handler may use, (32, 64 bits): these compile in the interpreted lane too.  A
+#: handler runs in the thread that its loads and stores are ordered for; acquire is for those
+#: of control's.
+HANDLER_LOAD = (_load_relaxed_i32, _load(64, "acquire", True))
+HANDLER_STORE = (_store_relaxed_i32, _store_relaxed_i64)
 _mb = _fence("seq_cst")
 _rmb = _fence("acquire")
 _wmb = _fence("release")
