@@ -6,6 +6,7 @@ import argparse
 
 from vhostnet.backends import BACKEND_SPECS, check_spec
 from vhostnet.cli.parser import nearest, number_within
+from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
 from vhostnet.errors import UsageError
 from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
 
@@ -24,6 +25,7 @@ DEVICE_KEYS = (
     "busy-poll-us",
     "busy-poll-adaptive",
     "iommu",
+    "linux-abi",
 )
 
 
@@ -39,6 +41,7 @@ def devices_of(args: argparse.Namespace) -> tuple[DeviceOptions, ...]:
         "--busy-poll-us": args.busy_poll_us or None,
         "--busy-poll-adaptive": args.busy_poll_adaptive or None,
         "--iommu": args.iommu or None,
+        "--linux-abi": args.linux_abi,
     }
     given = [option for option, value in flat.items() if value is not None]
     if not args.device:
@@ -84,6 +87,7 @@ def _flat_device(args: argparse.Namespace) -> DeviceOptions:
         busy_poll_us=args.busy_poll_us,
         busy_poll_adaptive=_adaptive("--", args.busy_poll_us, args.busy_poll_adaptive),
         iommu=args.iommu,
+        linux_abi=_linux_abi("--linux-abi", args.linux_abi),
     )
 
 
@@ -129,6 +133,7 @@ def _parse_device(text: str) -> DeviceOptions:
             "--device: ", busy_poll_us, _switch(keys, "busy-poll-adaptive")
         ),
         iommu=_switch(keys, "iommu"),
+        linux_abi=_linux_abi("--device: linux-abi", keys.get("linux-abi")),
     )
 
 
@@ -137,6 +142,14 @@ def _number(keys: dict[str, str], key: str, low: int, high: int, default: str) -
         return number_within(low, high)(keys.get(key, default))
     except argparse.ArgumentTypeError as error:
         raise UsageError(f"--device: {key}: {error}") from None
+
+
+def _linux_abi(option: str, name: str | None) -> str:
+    if name is None:
+        return NEWEST
+    if name not in LINUX_ABIS:
+        raise UsageError(f"{option}: {name!r} is not one of {', '.join(LINUX_ABIS)}")
+    return name
 
 
 def _adaptive(prefix: str, busy_poll_us: int, wanted: bool) -> bool:

@@ -18,6 +18,7 @@ from vhostnet.cli import logs
 from vhostnet.cli.device_options import MAX_BUSY_POLL_US, MAX_QUEUE_PAIRS, devices_of
 from vhostnet.cli.parser import number_within
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
+from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
 from vhostnet.errors import EXIT_OK, UsageError
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.listening_socket import group_id
@@ -122,12 +123,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let the guest's IOMMU (QEMU: iommu_platform=on) say what the card may reach",
     )
     what.add_argument(
+        "--linux-abi",
+        metavar="VERSION",
+        help="behave as the vhost_net of this Linux, for guests and tests that depend on it: "
+        f"one of {', '.join(LINUX_ABIS)} (default: {NEWEST}).  6.1 and 6.12 offer neither IN_ORDER "
+        "nor packed rings, and leave num_buffers alone without MRG_RXBUF; in 6.1 translations "
+        "outlive the feature (--iommu)",
+    )
+    what.add_argument(
         "--device",
         metavar="KEY=VALUE,...",
         action="append",
         help="several devices in one daemon, instead of the options above: socket=PATH, "
         "backend=BACKEND, queue-pairs=N, client=on, fill-checksums=on, busy-poll-us=N, "
-        "busy-poll-adaptive=on, iommu=on; "
+        "busy-poll-adaptive=on, iommu=on, linux-abi=VERSION; "
         "a comma within a value is written twice",
     )
     how = parser.add_argument_group("how the daemon behaves (it stays in the foreground)")
@@ -177,6 +186,7 @@ def main(args: argparse.Namespace) -> int:
                     busy_poll_us=wanted.busy_poll_us,
                     busy_poll_adaptive=wanted.busy_poll_adaptive,
                     iommu=wanted.iommu,
+                    linux_abi=wanted.linux_abi,
                 )
                 for number, (backend, wanted) in enumerate(
                     zip(backends, options.devices, strict=True)

@@ -1,6 +1,7 @@
 """What versions of Linux's vhost_net do differently: the one table of it.
 
-A device behaves as the version it is told; "newest" is the specification's way.
+A device behaves as the version it is told; "newest" is the specification's way, and the only one
+that goes beyond Linux.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from vhostnet.uapi.virtio import (
     VIRTIO_F_ACCESS_PLATFORM,
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_NOTIFY_ON_EMPTY,
+    VIRTIO_F_RING_PACKED,
     VIRTIO_F_RING_RESET,
     VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MRG_RXBUF,
@@ -36,6 +38,7 @@ class LinuxAbi:
         fork_owner: GET_ and SET_FORK_FROM_OWNER exist (6.17, and 6.12's stable series).
         iotlb_goes_with_its_feature: features without ACCESS_PLATFORM take the IOTLB away; in
             6.1 it stays until RESET_OWNER.
+        packed_rings: RING_PACKED may be offered, by a door that does; Linux's driver has none.
     """
 
     name: str
@@ -44,6 +47,15 @@ class LinuxAbi:
     num_buffers_for_version_1: bool
     fork_owner: bool
     iotlb_goes_with_its_feature: bool
+    packed_rings: bool
+
+    def ring_features(self, features: int) -> int:
+        """Of what a door can offer, what this version has: a mask of VIRTIO_F_* bits."""
+        if not self.packed_rings:
+            features &= ~mask(VIRTIO_F_RING_PACKED)
+        if not self.features & mask(VIRTIO_F_IN_ORDER):
+            features &= ~mask(VIRTIO_F_IN_ORDER)
+        return features
 
 
 _6_1 = mask(
@@ -59,6 +71,8 @@ _6_1 = mask(
 _6_12 = _6_1 | mask(VIRTIO_F_RING_RESET)
 _NEWEST = _6_12 | mask(VIRTIO_F_IN_ORDER)
 
+NEWEST = "newest"
+
 LINUX_ABIS: dict[str, LinuxAbi] = {
     abi.name: abi
     for abi in (
@@ -69,6 +83,7 @@ LINUX_ABIS: dict[str, LinuxAbi] = {
             num_buffers_for_version_1=False,
             fork_owner=False,
             iotlb_goes_with_its_feature=False,
+            packed_rings=False,
         ),
         LinuxAbi(
             "6.12",
@@ -77,14 +92,16 @@ LINUX_ABIS: dict[str, LinuxAbi] = {
             num_buffers_for_version_1=False,
             fork_owner=True,
             iotlb_goes_with_its_feature=True,
+            packed_rings=False,
         ),
         LinuxAbi(
-            "newest",
+            NEWEST,
             _NEWEST,
             features_array=True,
             num_buffers_for_version_1=True,
             fork_owner=True,
             iotlb_goes_with_its_feature=True,
+            packed_rings=True,
         ),
     )
 }

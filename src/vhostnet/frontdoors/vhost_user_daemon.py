@@ -35,6 +35,7 @@ class DeviceOptions:
         busy_poll_us: look at the rings for so long before sleeping; 0 is off.
         busy_poll_adaptive: up to so long, as it proves worth it.
         iommu: serve guests behind a virtual IOMMU.
+        linux_abi: the version of Linux to behave as.
     """
 
     option: str
@@ -47,6 +48,7 @@ class DeviceOptions:
     busy_poll_us: int = 0
     busy_poll_adaptive: bool = False
     iommu: bool = False
+    linux_abi: str = "newest"
 
 
 @dataclass(frozen=True, slots=True)

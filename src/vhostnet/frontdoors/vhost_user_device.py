@@ -93,6 +93,9 @@ class VhostUserDevice:
         name: what log lines call it.
         call_later: the control loop's timer, `(seconds, function) -> handle`.
         busy_poll_us, busy_poll_adaptive: see VhostNet.set_vring_busyloop_timeout.
+        linux_abi: the version of Linux to behave as (see device/linux_abi.py): whether num_buffers
+            is written for VERSION_1 without MRG_RXBUF, how long an IOTLB lives, and whether
+            IN_ORDER and RING_PACKED are offered.
         iommu: offer ACCESS_PLATFORM.  Only where a VMM stands between: a driver that talks to
             us itself would ack it and wait for a translation that nobody gives.
     """
@@ -107,6 +110,7 @@ class VhostUserDevice:
         busy_poll_us: int = 0,
         busy_poll_adaptive: bool = False,
         iommu: bool = False,
+        linux_abi: str = "newest",
     ) -> None:
         self.name = name
         self.backend = backend
@@ -114,7 +118,8 @@ class VhostUserDevice:
         self.n_rings = 2 * queue_pairs
         self.max_mem_slots = MAX_MEM_SLOTS
         self.nets = [
-            VhostNet(name if queue_pairs == 1 else f"{name}.{pair}") for pair in range(queue_pairs)
+            VhostNet(name if queue_pairs == 1 else f"{name}.{pair}", linux_abi)
+            for pair in range(queue_pairs)
         ]
         self.rings = [
             VhostUserRing(index, self.nets[index // 2], index % 2, backend.queues[index // 2])
@@ -197,7 +202,8 @@ class VhostUserDevice:
     # --- features and owner -----------------------------------------------------------
 
     def get_features(self) -> int:
-        features = RING_FEATURES | self.backend.features | mask(VIRTIO_NET_F_MTU)
+        features = self.nets[0].abi.ring_features(RING_FEATURES)
+        features |= self.backend.features | mask(VIRTIO_NET_F_MTU)
         if self.queue_pairs > 1:
             # Linux's driver refuses a card that has MQ without a control queue, which only a
             # VMM between us can give: offered where it was asked for.

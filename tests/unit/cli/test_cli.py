@@ -70,6 +70,9 @@ WRONG = [
     (["serve", "--device", "socket=s,backend=nil"], "--device: backend: unknown backend 'nil'"),
     (["serve", "--device", "socket=s,backend=null", *NULL], "--backend and --device exclude"),
     (["serve", *["--device", "socket=s,backend=null"] * 2], "two devices have the socket s"),
+    (["serve", "--socket-path=s", *NULL, "--linux-abi=6.2"], "'6.2' is not one of 6.1, 6.12, new"),
+    (["serve", "--device", "socket=s,backend=null,linux-abi=5"], "--device: linux-abi: '5' is"),
+    (["serve", "--linux-abi=6.1", "--device", "socket=s,backend=null"], "--linux-abi and --device"),
     (["warm", "--lits"], "did you mean --list?"),
     (["demo", "--quik"], "did you mean --quick?"),
 ]
@@ -232,6 +235,15 @@ def test_device_options_make_many_devices_and_a_doubled_comma_is_one():
     assert (second.is_client, second.fill_checksums, second.queue_pairs) == (True, True, 1)
 
 
+def test_the_version_of_linux_is_an_option_and_a_key():
+    [device] = devices_of(parsed("--socket-path", "s", *NULL))
+    assert device.linux_abi == "newest"
+    [device] = devices_of(parsed("--socket-path", "s", *NULL, "--linux-abi", "6.12"))
+    assert device.linux_abi == "6.12"
+    [device] = devices_of(parsed("--device", "socket=s,backend=null,linux-abi=6.1"))
+    assert device.linux_abi == "6.1"
+
+
 def test_a_value_may_have_an_equals_sign():
     assert split_keys("backend=gen:size=64,socket=a=b") == {
         "backend": "gen:size=64",
@@ -325,6 +337,22 @@ def test_a_served_daemon_ends_at_once_with_status_0_and_removes_its_sockets(path
     assert status == 0
     assert "dev0: closed the session: vhostnet ends" in err
     assert not os.path.exists(path + "2")
+
+
+def test_a_served_card_offers_what_its_version_of_linux_has(path):
+    in_order, packed, version_1 = 1 << 35, 1 << 34, 1 << 32
+    new, old = f"{path}new", f"{path}old"
+    devices = [f"socket={new},backend=null", f"socket={old},backend=null,linux-abi=6.1"]
+    served = Served(["--device", devices[0], "--device", devices[1]])
+    offered = []
+    for where in (new, old):
+        with connect(where) as sock:
+            sock.sendall(GET_FEATURES)
+            offered.append(struct.unpack("=12xQ", sock.recv(64))[0])
+    served.process.send_signal(signal.SIGTERM)
+    assert served.wait()[0] == 0
+    assert offered[0] & version_1
+    assert offered[0] ^ offered[1] == in_order | packed
 
 
 def test_a_one_off_daemon_tells_by_its_status_that_the_front_end_broke_the_protocol(path):

@@ -13,7 +13,14 @@ from vhostnet.errors import PeerError
 from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
 from vhostnet.protocol.verbs import MemoryRegion, VringAddr
 from vhostnet.uapi.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
-from vhostnet.uapi.virtio import VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF, mask
+from vhostnet.uapi.virtio import (
+    VIRTIO_F_ACCESS_PLATFORM,
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_RING_PACKED,
+    VIRTIO_F_VERSION_1,
+    VIRTIO_NET_F_MRG_RXBUF,
+    mask,
+)
 
 FEATURES = mask(VIRTIO_F_VERSION_1, VIRTIO_NET_F_MRG_RXBUF, VHOST_USER_F_PROTOCOL_FEATURES)
 RX, TX = 0, 1
@@ -44,11 +51,12 @@ class LinkedLoop(LoopBackend):
 class Card:
     """A device with one front-end's memory and rings, driven verb by verb."""
 
-    def __init__(self, queue_pairs: int = 1) -> None:
+    def __init__(self, queue_pairs: int = 1, features: int = FEATURES, **options) -> None:
+        self.features = features
         self.timers: list = []
         self.backend = LinkedLoop(queue_pairs)
         self.device = VhostUserDevice(
-            self.backend, queue_pairs=queue_pairs, name="card", call_later=self._later
+            self.backend, queue_pairs=queue_pairs, name="card", call_later=self._later, **options
         )
         self.device.open_session(os.getpid())
         self.memory = Memory(1 << 20)
@@ -68,7 +76,7 @@ class Card:
         address = VringAddr(index, 0, at.desc_uva, at.used_uva, at.avail_uva, 0)
         return {
             "memory": lambda: device.set_mem_table([self.region], [self.memory.fd]),
-            "features": lambda: device.set_features(FEATURES),
+            "features": lambda: device.set_features(self.features),
             "num": lambda: device.set_vring_num(index, ring.num),
             "base": lambda: device.set_vring_base(index, 0),
             "addr": lambda: device.set_vring_addr(address),
@@ -101,8 +109,8 @@ class Card:
 def card():
     made = []
 
-    def make(*args):
-        made.append(Card(*args))
+    def make(*args, **options):
+        made.append(Card(*args, **options))
         return made[-1]
 
     yield make
@@ -314,3 +322,48 @@ def test_mq_is_offered_only_with_more_than_one_pair(card):
     mq = 1 << 22
     assert not card(1).device.get_features() & mq
     assert card(2).device.get_features() & mq
+
+
+# --- as a version of Linux ------------------------------------------------------------------------
+
+OLDER = ["6.1", "6.12"]
+
+
+@pytest.mark.parametrize("abi", [*OLDER, "newest"])
+def test_an_older_linux_offers_neither_in_order_nor_packed_rings(card, abi):
+    late = mask(VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED)
+    one = card(linux_abi=abi)
+    offered = one.device.get_features()
+    assert offered & late == (late if abi == "newest" else 0)
+    assert offered & FEATURES == FEATURES
+    for bit in (VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED):
+        if abi != "newest":
+            with pytest.raises(PeerError, match="not offered"):
+                one.device.set_features(FEATURES | mask(bit))
+
+
+@pytest.mark.parametrize("abi", [*OLDER, "newest"])
+def test_num_buffers_without_mergeable_buffers_is_the_newest_linuxs_way(card, abi):
+    one = card(linux_abi=abi, features=FEATURES & ~mask(VIRTIO_NET_F_MRG_RXBUF))
+    one.start()
+    [buffer] = one.rings[RX].post(1500)
+    one.rings[TX].send(PACKET)
+    for index in (TX, RX):
+        os.eventfd_write(one.kick[index], 1)
+        one.flush()
+    [used] = one.rings[RX].collect()
+    received = one.memory.read(buffer, used.length)
+    assert received == PACKET[:10] + bytes([abi == "newest", 0]) + PACKET[12:]
+
+
+@pytest.mark.parametrize("abi", [*OLDER, "newest"])
+def test_translations_outlive_the_iommu_in_6_1_only(card, abi):
+    one = card(linux_abi=abi, iommu=True)
+    one.device.set_mem_table([one.region], [one.memory.fd])
+    one.device.set_features(FEATURES | mask(VIRTIO_F_ACCESS_PLATFORM))
+    one.device.iotlb_update(0, 0x1000, UVA, 3)
+    one.device.set_features(FEATURES)
+    [net] = one.device.nets
+    assert (net.iotlb is not None) == (abi == "6.1")
+    one.device.close_session()
+    assert net.iotlb is None
