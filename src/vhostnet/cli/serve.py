@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
-import signal
-from collections.abc import Iterator, Sequence
-from types import FrameType
+from collections.abc import Sequence
 
 from vhostnet.backends import BACKEND_SPECS, backend_kind
 from vhostnet.cli import logs
+from vhostnet.cli.daemon_setup import (
+    MAX_FD,
+    add_log_options,
+    add_ready_option,
+    leaving_at_once,
+    octal_mode,
+    warm,
+)
 from vhostnet.cli.device_options import MAX_BUSY_POLL_US, MAX_QUEUE_PAIRS, devices_of
 from vhostnet.cli.parser import number_within
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
 from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
-from vhostnet.errors import EXIT_OK, UsageError
+from vhostnet.errors import UsageError
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.listening_socket import group_id
 from vhostnet.frontdoors.vhost_user_daemon import (
@@ -29,12 +34,8 @@ from vhostnet.frontdoors.vhost_user_daemon import (
     serve,
 )
 
-logger = logging.getLogger("vhostnet")
-
 # Alone, the socket is for us; with --socket-group, for that group too.
 SOCKET_MODE, SOCKET_MODE_WITH_GROUP = 0o600, 0o660
-
-MAX_FD = 2**31 - 1
 
 DESCRIPTION = "Be the host half of virtio network cards, for QEMU and others over vhost-user."
 
@@ -84,7 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     where.add_argument(
         "--socket-mode",
         metavar="OCTAL",
-        type=_octal_mode,
+        type=octal_mode,
         help="permissions of the socket (default: 600, with --socket-group 660)",
     )
     where.add_argument("--socket-group", metavar="GROUP", help="group of the socket")
@@ -143,14 +144,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument(
         "--one-off", action="store_true", help="end when each device has served one front-end"
     )
-    how.add_argument(
-        "--ready-fd",
-        metavar="N",
-        type=number_within(0, MAX_FD),
-        help='descriptor to write "READY=1" to, and close, when front-ends may connect',
-    )
-    how.add_argument("--log-level", choices=tuple(logs.LEVELS), default="info")
-    how.add_argument("--log-format", choices=tuple(logs.FORMATS), default="text")
+    add_ready_option(how, "front-ends may connect")
+    add_log_options(how)
     how.add_argument(
         "--print-capabilities",
         action="store_true",
@@ -164,7 +159,7 @@ def main(args: argparse.Namespace) -> int:
     options = _daemon_options(args)
     check_ready_fd(args.ready_fd)
     check_sockets(options)
-    with _leaving_at_once():
+    with leaving_at_once():
         from vhostnet.backends import open_backend
         from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
         from vhostnet.native import lost_memory_raw
@@ -216,16 +211,6 @@ def _daemon_options(args: argparse.Namespace) -> DaemonOptions:
     return DaemonOptions(devices, mode, gid, args.one_off)
 
 
-def _octal_mode(text: str) -> int:
-    try:
-        mode = int(text, 8)
-    except ValueError:
-        mode = -1
-    if not 0 <= mode <= 0o777:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an octal mode such as 660")
-    return mode
-
-
 def _warm(devices: Sequence[DeviceOptions]) -> None:
     """Load the machine code that the devices need, compiling what is not there yet."""
     from vhostnet.datapath import catalogue
@@ -236,27 +221,4 @@ def _warm(devices: Sequence[DeviceOptions]) -> None:
         for device in devices
         for name in catalogue.kernels_for(backend_kind(device.backend), iommu=device.iommu)
     }
-    if not catalogue.is_warm(names):
-        logger.info("compiling the data path for %s (once; some seconds)", ", ".join(kinds))
-    report = catalogue.warm(names, lambda _name, _seconds: None)
-    logger.info(
-        "data path ready: %d kernels compiled, %d loaded, %.1f s",
-        report.compiled,
-        report.loaded,
-        report.seconds,
-    )
-
-
-@contextlib.contextmanager
-def _leaving_at_once() -> Iterator[None]:
-    """Until the loop handles them, SIGTERM and SIGINT end the daemon where it is, status 0.
-
-    There is no session yet, and compiling may take half a minute.
-    """
-
-    def leave(_signum: int, _frame: FrameType | None) -> None:
-        raise SystemExit(EXIT_OK)
-
-    signal.signal(signal.SIGTERM, leave)
-    signal.signal(signal.SIGINT, leave)
-    yield
+    warm(names, ", ".join(kinds))
