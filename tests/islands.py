@@ -10,6 +10,7 @@ import contextlib
 import mmap
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from driver_ring import GPA, UVA, Memory
@@ -42,10 +43,31 @@ ISLANDS = (MAIN, NEXT_TO_MAIN, DISTANT, TINY, HIGH)
 FILE_SIZE = 0xD000
 
 
-class Islands(Memory):
-    """`driver_ring.Memory` with a region for each of ISLANDS."""
+def _without(island: Island, holes: Sequence[tuple[int, int]]) -> list[Island]:
+    """The parts of an island that are in no hole; a hole of 0 bytes is a border."""
+    parts, at = [], island.gpa
+    for gpa, size in sorted(holes):
+        if at < gpa < island.end or at < gpa + size <= island.end:
+            parts.append((at, max(at, gpa)))
+            at = max(at, min(gpa + size, island.end))
+    parts.append((at, island.end))
+    return [
+        Island(start, end - start, island.offset + start - island.gpa)
+        for start, end in parts
+        if end > start
+    ]
 
-    def __init__(self) -> None:
+
+class Islands(Memory):
+    """`driver_ring.Memory` with a region for each of ISLANDS.
+
+    Args:
+        holes: (gpa, bytes) within islands that the device is not given; what is left of an
+            island is a region or two.
+    """
+
+    def __init__(self, holes: Sequence[tuple[int, int]] = ()) -> None:
+        self.regions = [part for island in ISLANDS for part in _without(island, holes)]
         self.size, self.gpa, self.uva = FILE_SIZE, GPA, UVA
         self.fd = os.memfd_create("guest")
         os.ftruncate(self.fd, FILE_SIZE)
@@ -61,8 +83,14 @@ class Islands(Memory):
         shift = UVA - GPA
         return MemoryTable(
             [
-                map_region(i.gpa, i.size, i.gpa + shift if i is not HIGH else 0, i.offset, self.fd)
-                for i in ISLANDS
+                map_region(
+                    i.gpa,
+                    i.size,
+                    i.gpa + shift if i.gpa < HIGH.gpa else i.gpa - HIGH.gpa,
+                    i.offset,
+                    self.fd,
+                )
+                for i in self.regions
             ]
         )
 

@@ -68,12 +68,14 @@ class Victim:
     """
 
     parts: tuple[tuple[tuple[int, int], ...], ...]
+    #: What the queue pair is made with.
+    make_pair: Callable[..., Instance] = Instance
 
     def __init__(self, features: int) -> None:
         self.bugs = Bugs()
         logging.getLogger("vhostnet").addHandler(self.bugs)
-        self.memory = Islands()
-        self.pair = Instance(features=features, num=NUM, memory=self.memory)
+        self.memory = self.make_memory()
+        self.pair = type(self).make_pair(features=features, num=NUM, memory=self.memory)
         self.sent: list[bytes] = []
 
     def __enter__(self: Self) -> Self:
@@ -82,6 +84,10 @@ class Victim:
     def __exit__(self, *_: object) -> None:
         logging.getLogger("vhostnet").removeHandler(self.bugs)
         self.pair.close()
+
+    def make_memory(self) -> Islands:
+        """The guest's memory."""
+        return Islands()
 
     def vq(self, index: int) -> Any:
         return self.pair.net.vqs[index].vq
