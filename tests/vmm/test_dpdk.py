@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from serve_process import ServeProcess
+from vhostnet.bench.testpmd import Testpmd
 
 pytestmark = [
     pytest.mark.vmm,
@@ -29,89 +28,25 @@ QUEUE_SIZE = 256
 TRAFFIC_S = 1.0
 # After the driver has stopped: what is in its rings is still taken.
 SETTLE_S = 0.3
-START_S = 60.0
 
 
-class Testpmd:
-    """testpmd with one virtio_user port, driven by its own command line.
+def virtio_user(socket: str, options: str, queue_pairs: int) -> Testpmd:
+    """The driver, with one virtio_user port.
 
     Args:
         socket: of the back-end.
         options: of virtio_user, such as "packed_vq=1".
     """
-
-    __test__ = False
-
-    def __init__(self, socket: str, options: str, queue_pairs: int) -> None:
-        cpus = sorted(os.sched_getaffinity(0))
-        device = f"path={socket},queues={queue_pairs},queue_size={QUEUE_SIZE},{options}"
-        self._said = ""
-        self.process = subprocess.Popen(
-            [
-                # It would keep what it says for itself, as long as nobody looks at a terminal.
-                *("stdbuf", "-oL", "dpdk-testpmd", "--lcores", f"0@{cpus[0]},1@{cpus[-1]}"),
-                *("--no-pci", "--no-telemetry", "--no-shconf", "--no-huge", "-m", "256"),
-                *(f"--file-prefix=vhostnet{os.getpid()}", "--vdev", f"net_virtio_user0,{device}"),
-                *("--", "--interactive", "--no-mlockall", "--total-num-mbufs=8192"),
-                *("--no-flush-rx", "--nb-cores=1", "--txpkts=64"),
-                *(f"--rxq={queue_pairs}", f"--txq={queue_pairs}"),
-                *(f"--rxd={QUEUE_SIZE}", f"--txd={QUEUE_SIZE}"),
-            ],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-
-    def tell(self, command: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{command}\n".encode())
-        self.process.stdin.flush()
-
-    def ask(self, command: str, last: str) -> str:
-        """Give a command and read what it says up to the words *last*."""
-        self.tell(command)
-        assert self.process.stdout is not None
-        fd, deadline = self.process.stdout.fileno(), time.monotonic() + START_S
-        while last not in self._said:
-            left = deadline - time.monotonic()
-            assert left > 0, f"testpmd does not say {last!r}: {self._said[-800:]}"
-            if select.select([fd], [], [], left)[0]:
-                chunk = os.read(fd, 65536)
-                assert chunk, f"testpmd ended: {self._said[-800:]}"
-                self._said += chunk.decode(errors="replace")
-        answer, _, self._said = self._said.partition(last)
-        return answer
-
-    def forward(self, mode: str, seconds: float) -> None:
-        """Let it move packets for some time."""
-        self.ask(f"set fwd {mode}", f"Set {mode} packet forwarding mode")
-        self.tell("start")
-        time.sleep(seconds)
-        self.ask("stop", "Done.")
-
-    def counts(self) -> tuple[int, int]:
-        """Packets received and sent since the port was started."""
-        text = self.ask("show port stats all", "Throughput")
-        received, sent = (re.search(rf"{way}-packets:\s+(\d+)", text) for way in ("RX", "TX"))
-        assert received is not None
-        assert sent is not None
-        return int(received[1]), int(sent[1])
-
-    def quit(self) -> None:
-        self.tell("quit")
-        self.process.communicate(timeout=START_S)
-        assert self.process.returncode == 0
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.communicate()
-
-    def __enter__(self) -> Testpmd:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.kill()
+    cpus = sorted(os.sched_getaffinity(0))
+    device = f"path={socket},queues={queue_pairs},queue_size={QUEUE_SIZE},{options}"
+    return Testpmd(
+        [f"net_virtio_user0,{device}"],
+        cpu=cpus[0],
+        forward_cpu=cpus[-1],
+        queue_size=QUEUE_SIZE,
+        queue_pairs=queue_pairs,
+        options=["--txpkts=64"],
+    )
 
 
 def counted(daemon: ServeProcess, direction: str, *counters: str) -> int:
@@ -140,10 +75,10 @@ def card(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServeProces
 def finish(driver: Testpmd, daemon: ServeProcess) -> tuple[int, int]:
     """End the driver and its session; returns the driver's counts."""
     time.sleep(SETTLE_S)
-    counts = driver.counts()
+    stats = driver.stats()
     driver.quit()
     daemon.wait_idle()  # the counters have been written by then
-    return counts
+    return stats.received, stats.sent
 
 
 OPTIONS = [
@@ -173,7 +108,7 @@ def cases(backend: str) -> pytest.MarkDecorator:
 
 @cases("null")
 def test_all_that_the_driver_sends_is_taken(card, options, queue_pairs):
-    with Testpmd(card.socket, options, queue_pairs) as driver:
+    with virtio_user(card.socket, options, queue_pairs) as driver:
         driver.forward("txonly", TRAFFIC_S)
         _, sent = finish(driver, card)
     assert sent > 1000
@@ -185,7 +120,7 @@ def test_all_that_the_driver_sends_is_taken(card, options, queue_pairs):
 
 @cases("gen:size=64")
 def test_all_that_is_generated_is_received(card, options, queue_pairs):
-    with Testpmd(card.socket, options, queue_pairs) as driver:
+    with virtio_user(card.socket, options, queue_pairs) as driver:
         driver.forward("rxonly", TRAFFIC_S)
         received, _ = finish(driver, card)
     assert received > 1000
@@ -197,7 +132,7 @@ def test_all_that_is_generated_is_received(card, options, queue_pairs):
 
 @cases("loop")
 def test_all_that_the_driver_sends_comes_back(card, options, queue_pairs):
-    with Testpmd(card.socket, options, queue_pairs) as driver:
+    with virtio_user(card.socket, options, queue_pairs) as driver:
         driver.forward("flowgen", TRAFFIC_S)
         driver.forward("rxonly", SETTLE_S)  # what is still on its way
         received, sent = finish(driver, card)
@@ -210,13 +145,13 @@ def test_all_that_the_driver_sends_comes_back(card, options, queue_pairs):
 @pytest.mark.parametrize("card", [("loop", 1)], indirect=True)
 def test_a_driver_that_is_killed_makes_room_for_the_next(card):
     for _ in range(2):
-        with Testpmd(card.socket, OPTIONS[0], 1) as driver:
+        with virtio_user(card.socket, OPTIONS[0], 1) as driver:
             driver.forward("flowgen", 0.2)
             driver.kill()
-    with Testpmd(card.socket, OPTIONS[0], 1) as driver:
+    with virtio_user(card.socket, OPTIONS[0], 1) as driver:
         driver.forward("flowgen", 0.2)
         driver.forward("rxonly", SETTLE_S)
-        received, sent = driver.counts()
+        stats = driver.stats()
         driver.quit()
-    assert sent == received > 100
+    assert stats.sent == stats.received > 100
     card.wait_idle()

@@ -21,14 +21,18 @@ PACKAGES = {
     "apt-get": "apt",
     "busybox": "busybox-static",
     "dnsmasq": "dnsmasq-base",
+    "dpdk-testpmd": "dpdk-dev",
     "dpkg-deb": "dpkg",
     "ethtool": "ethtool",
+    "gcc": "gcc",
     "ip": "iproute2",
     "iperf3": "iperf3",
     "ldd": "libc-bin",
     "nsenter": "util-linux",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
+    "stdbuf": "coreutils",
+    "taskset": "util-linux",
     "unshare": "util-linux",
 }
 

@@ -30,9 +30,9 @@ GET_FEATURES = struct.pack("=III", 1, 1, 0)
 NULL = ["--backend", "null"]
 
 WRONG = [
-    ([], "a command is needed: serve, warm, demo"),
+    ([], "a command is needed: serve, warm, bench, demo"),
     (["serv"], "there is no command 'serv' (did you mean serve?)"),
-    (["frobnicate"], "commands are serve, warm, demo"),
+    (["frobnicate"], "commands are serve, warm, bench, demo"),
     (["--versoin"], "there is no option --versoin (did you mean --version?)"),
     (["serve"], "one of --socket-path, --fd and --device is needed"),
     (["serve", "--socket-path", "s"], "--backend is needed: one of tap:NAME"),

@@ -1,0 +1,22 @@
+"""All workloads, in the order in which they are run."""
+
+from __future__ import annotations
+
+from vhostnet.bench.model import Workload
+from vhostnet.bench.workloads.rings import D2G, G2D
+from vhostnet.errors import UsageError
+
+WORKLOADS: tuple[Workload, ...] = (G2D, D2G)
+
+
+def chosen(names: list[str]) -> list[Workload]:
+    """The workloads of these names, all of them if there are none.
+
+    Raises:
+        UsageError: there is no such workload.
+    """
+    known = {workload.name: workload for workload in WORKLOADS}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no workload {name!r}; there are {', '.join(known)}")
+    return [workload for workload in WORKLOADS if workload.name in names or not names]

@@ -1,0 +1,149 @@
+"""A device on one core and a driver on another: ours or DPDK's at either end.
+
+DPDK gets its documented best: a core for itself, polling; 1024 descriptors on both sides,
+bursts of 32, buffers enough for all rings; 2 MiB pages where the machine has some to spare.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vhostnet.bench.model import Run
+from vhostnet.bench.testpmd import Testpmd
+from vhostnet.demo.daemon import Daemon
+from vhostnet.demo.tools import output_of, require
+from vhostnet.errors import HostError
+
+RING_SIZE = 1024
+_MBUFS = 20000
+_SOCKET_S = 10.0
+#: For rings and processor caches to fill, and clocks to rise.
+WARM_UP_S = 0.5
+
+
+def pinned(cpu: int) -> list[str]:
+    """The words that keep a command on one core."""
+    return [require("taskset"), "--cpu-list", str(cpu)]
+
+
+@contextmanager
+def our_device(
+    run: Run, backend: str, *options: str, prefix: Sequence[str] = ()
+) -> Iterator[Daemon]:
+    """`vhostnet serve` on the device's core, ready; its socket is `socket_of(run)`."""
+    arguments = ["--socket-path", str(socket_of(run)), "--backend", backend, *options]
+    words = [*prefix, *pinned(run.device_cpu)]
+    run.note(["taskset", "-c", str(run.device_cpu), "vhostnet", "serve", *arguments])
+    with Daemon(arguments, log=run.folder / "vhostnet.log", prefix=words) as daemon:
+        yield daemon
+        if not daemon.running():
+            raise HostError(f"vhostnet serve ended: {daemon.last_words()}")
+
+
+@contextmanager
+def dpdk_device(
+    run: Run,
+    *,
+    other_ports: Sequence[str] = (),
+    options: Sequence[str] = (),
+    prefix: Sequence[str] = (),
+) -> Iterator[Testpmd]:
+    """testpmd with a net_vhost port on the device's core; its socket is `socket_of(run)`."""
+    vdevs = [f"net_vhost0,iface={socket_of(run)},queues=1", *other_ports]
+    with dpdk(run, vdevs, run.device_cpu, options, prefix) as device:
+        deadline = time.monotonic() + _SOCKET_S
+        while not socket_of(run).exists():
+            if time.monotonic() > deadline:
+                raise HostError("testpmd does not serve its socket")
+            time.sleep(0.02)
+        yield device
+
+
+@contextmanager
+def dpdk_driver(
+    run: Run, virtio: str, *, options: Sequence[str] = (), prefix: Sequence[str] = ()
+) -> Iterator[Testpmd]:
+    """testpmd with a virtio_user port on the driver's core.
+
+    Args:
+        virtio: options of virtio_user, such as "packed_vq=1,mrg_rxbuf=0".
+    """
+    port = f"net_virtio_user0,path={socket_of(run)},queues=1,queue_size={RING_SIZE},{virtio}"
+    with dpdk(run, [port], run.driver_cpu, options, prefix) as driver:
+        yield driver
+
+
+@contextmanager
+def dpdk(
+    run: Run,
+    vdevs: Sequence[str],
+    cpu: int,
+    options: Sequence[str] = (),
+    prefix: Sequence[str] = (),
+) -> Iterator[Testpmd]:
+    """testpmd with any ports on one core, ready, and noted down."""
+    testpmd = Testpmd(
+        vdevs,
+        cpu=cpu,
+        memory_mib=512,
+        hugepages=run.hugepages,
+        queue_size=RING_SIZE,
+        mbufs=_MBUFS,
+        options=["--burst=32", *options],
+        prefix=prefix,
+    )
+    with testpmd:
+        run.note(testpmd.argv)
+        testpmd.wait_ready()
+        yield testpmd
+
+
+def our_driver(run: Run, what: str, **options: Any) -> Mapping[str, float]:
+    """Run our own driver in a process of its own on the driver's core.
+
+    Args:
+        what: and `options`: see `own_driver`.
+    """
+    argv = driver_command(run, what, **options)
+    timeout = 60.0 + 2 * float(options.get("seconds", run.seconds))
+    # A cold cache: its kernels are compiled first.
+    said = output_of(argv, prefix=pinned(run.driver_cpu), timeout=timeout + 180)
+    found: Mapping[str, float] = json.loads(said)
+    return found
+
+
+def driver_command(run: Run, what: str, **options: Any) -> list[str]:
+    """The command that `our_driver` runs."""
+    argv = ["-m", "vhostnet.bench.own_driver", what, "--socket", str(socket_of(run))]
+    for name, value in {"seconds": run.seconds, **options}.items():
+        if value is True:
+            argv.append(f"--{name.replace('_', '-')}")
+        elif value is not False:
+            argv += [f"--{name.replace('_', '-')}", str(value)]
+    run.note(["taskset", "-c", str(run.driver_cpu), "python", *argv])
+    return [sys.executable, *argv]
+
+
+def socket_of(run: Run) -> Path:
+    """Where device and driver of a run meet."""
+    return run.folder / "socket"
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time that a process has used, its threads together.
+
+    Raises:
+        HostError: it has gone.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError as err:
+        raise HostError(f"process {pid} has gone", err.errno or 0) from err
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,111 @@
+"""g2d and d2g: the bare rings, between a driver and a device that touches every byte.
+
+The driver is DPDK's virtio_user for both sides, and its counters are what is read for both:
+the same instrument, whatever device is on the other end.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+from vhostnet.bench.model import OURS, Case, Metric, Run, Workload
+from vhostnet.bench.pair import WARM_UP_S, dpdk_device, dpdk_driver, our_device
+from vhostnet.bench.testpmd import PROGRAM, Testpmd
+
+PEER = "DPDK net_vhost"
+SIZES = (64, 256, 1514)
+_NEEDS = (PROGRAM, "stdbuf", "taskset")
+
+
+def virtio_options(packed: int, mrg_rxbuf: int, in_order: int) -> str:
+    """Options of virtio_user."""
+    return f"packed_vq={packed},mrg_rxbuf={mrg_rxbuf},in_order={in_order}"
+
+
+def measure(run: Run, driver: Testpmd, mode: str) -> float:
+    """Let a driver send or receive; returns Mpps by its own counters and clock."""
+    driver.start(mode)
+    time.sleep(WARM_UP_S)
+    driver.stats()  # from here on: rates are of the time between two looks
+    time.sleep(run.seconds)
+    stats = driver.stats()
+    return (stats.tx_pps if mode == "txonly" else stats.rx_pps) / 1e6
+
+
+def ours_g2d(run: Run, virtio: str, size: int) -> dict[str, float]:
+    """The driver sends, our null backend copies."""
+    with our_device(run, "null"), dpdk_driver(run, virtio, options=[_txpkts(size)]) as driver:
+        return {"mpps": measure(run, driver, "txonly")}
+
+
+def peer_g2d(run: Run, virtio: str, size: int) -> dict[str, float]:
+    """The driver sends, DPDK's device copies into its own buffers."""
+    sending = [_txpkts(size)]
+    with dpdk_device(run) as device, dpdk_driver(run, virtio, options=sending) as driver:
+        device.start("rxonly")
+        return {"mpps": measure(run, driver, "txonly")}
+
+
+def ours_d2g(run: Run, virtio: str, size: int) -> dict[str, float]:
+    """Our generator sends, the driver counts."""
+    with our_device(run, f"gen:size={size}"), dpdk_driver(run, virtio) as driver:
+        return {"mpps": measure(run, driver, "rxonly")}
+
+
+def peer_d2g(run: Run, virtio: str, size: int) -> dict[str, float]:
+    """DPDK's device sends, the driver counts."""
+    sending = [_txpkts(size)]
+    with dpdk_device(run, options=sending) as device, dpdk_driver(run, virtio) as driver:
+        device.start("txonly")
+        return {"mpps": measure(run, driver, "rxonly")}
+
+
+def _txpkts(size: int) -> str:
+    return f"--txpkts={size}"
+
+
+def _cases(g2d: bool) -> Sequence[Case]:
+    metric = Metric("mpps", "packets", "million/s", "higher", bar=1.0)
+    mine, peers = (ours_g2d, peer_g2d) if g2d else (ours_d2g, peer_d2g)
+    return [
+        Case(
+            f"{'packed' if packed else 'split'} mrg_rxbuf={mrg} in_order={in_order} {size} B",
+            {"packed": packed, "mrg_rxbuf": mrg, "in_order": in_order, "size": size},
+            (metric,),
+            {
+                OURS: partial(mine, virtio=virtio, size=size),
+                PEER: partial(peers, virtio=virtio, size=size),
+            },
+            # what Linux guests use
+            quick=size == 64 and mrg == 1 and in_order == 0,
+        )
+        for packed in (0, 1)
+        for mrg in (1, 0)
+        for in_order in (0, 1)
+        for size in SIZES
+        for virtio in [virtio_options(packed, mrg, in_order)]
+    ]
+
+
+G2D = Workload(
+    "g2d",
+    "guest to device: a driver sends flat out, the device copies every byte",
+    "DPDK's virtio_user (testpmd txonly, one core) sends to `vhostnet serve --backend null`, which "
+    "copies every packet whole into memory of its own, or to testpmd rxonly with net_vhost. The "
+    "number is the driver's own count of packets that the device took, by its own clock, after a "
+    "warm-up. That the copy happens is shown by tests/frontend/test_null_copies.py.",
+    _NEEDS,
+    lambda: _cases(True),
+)
+
+D2G = Workload(
+    "d2g",
+    "device to guest: the device sends flat out, a driver counts",
+    "`vhostnet serve --backend gen:size=N` writes every byte of each frame into the driver's "
+    "buffers, or testpmd txonly with net_vhost does. DPDK's virtio_user (testpmd rxonly, one core) "
+    "counts what it received, by its own clock, after a warm-up.",
+    _NEEDS,
+    lambda: _cases(False),
+)

@@ -1,0 +1,62 @@
+"""`vhostnet bench`: one line for every mistake."""
+
+from __future__ import annotations
+
+import pytest
+from samples import result
+
+from vhostnet.bench import run_bench
+from vhostnet.cli.main import main
+from vhostnet.errors import EXIT_USAGE
+
+WRONG = [
+    (["g2x"], "there is no workload 'g2x'; there are g2d, d2g"),
+    (["--runs", "0"], "--runs: '0' is not a number from 1"),
+    (["--seconds", "0"], "--seconds: '0' is not a number of seconds"),
+    (["--seconds", "x"], "--seconds: 'x' is not a number of seconds"),
+    (["--quik"], "there is no option --quik (did you mean --quick?)"),
+    (["--quick", "--publish"], "--quick is not for publication"),
+    (["--only", "no such case"], "no case has all of these words"),
+    (["--report", "no-such.json"], "no-such.json: "),
+    (["--report", "x.json", "g2d"], "--report measures nothing"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG, ids=lambda value: " ".join(value)[:40])
+def test_a_mistake_is_one_line_and_status_2(words, message, capsys) -> None:
+    assert main(["bench", *words]) == EXIT_USAGE
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+def test_publishing_is_for_a_checkout(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_bench, "require", lambda tool: tool)
+    assert main(["bench", "--publish", "g2d"]) == EXIT_USAGE
+    assert "there is no docs/benchmarks.md here" in capsys.readouterr().err
+
+
+def test_list_names_workloads_cases_and_sides(capsys) -> None:
+    assert main(["bench", "--list", "g2d", "--only", "split", "--only", "1514"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("g2d: ")
+    assert len(lines) == 5
+    assert all("(vhostnet, DPDK net_vhost)" in line for line in lines[1:])
+    main(["bench", "--list", "--quick"])
+    assert "1514" not in capsys.readouterr().out.partition("g2tap")[0]
+
+
+def test_a_report_is_the_table_of_a_kept_file(tmp_path, capsys) -> None:
+    result().save(tmp_path / "g2d.json")
+    assert main(["bench", "--report", str(tmp_path / "g2d.json")]) == 0
+    assert "| 64 B |" in capsys.readouterr().out
+
+
+def test_a_disturbed_report_is_not_published(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    result(disturbances=["noise"]).save(tmp_path / "g2d.json")
+    assert main(["bench", "--report", "g2d.json", "--publish"]) == EXIT_USAGE
+    assert "not for publication: noise" in capsys.readouterr().err
+    assert not (tmp_path / "benchmarks").exists()

@@ -1,0 +1,43 @@
+"""The shortest benchmark, from the command line to the files; the numbers mean nothing here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from vhostnet.bench.results import load
+
+pytestmark = [
+    pytest.mark.vmm,
+    pytest.mark.skipif(shutil.which("dpdk-testpmd") is None, reason="dpdk-testpmd is missing"),
+    pytest.mark.skipif(shutil.which("stdbuf") is None, reason="stdbuf is missing"),
+]
+
+
+def test_one_case_of_g2d_and_its_peer(tmp_path) -> None:
+    words = ["--only", "split mrg_rxbuf=1 in_order=0 64 B", "--runs", "1", "--seconds", "0.3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vhostnet", "bench", "g2d", *words, "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-800:]
+    result = load(tmp_path / "g2d.json")
+    assert result.disturbances  # one short run is never for publication
+    (case,) = result.cases
+    assert set(case.sides) == {"vhostnet", "DPDK net_vhost"}
+    for side in case.sides.values():
+        (mpps,) = side.runs["mpps"]
+        assert mpps is not None
+        assert mpps > 0.01
+        assert side.failures == []
+        assert any("dpdk-testpmd" in command for command in side.commands)
+    assert "vhostnet serve --socket-path DIR/socket" in " ".join(case.sides["vhostnet"].commands)
+    assert "| split mrg_rxbuf=1 in_order=0 64 B |" in done.stdout
+    assert (tmp_path / "g2d.svg").read_text().startswith("<svg")
+    assert "run 1" in done.stderr
