@@ -55,16 +55,22 @@ class VhostUserNic:
 
 @dataclass(frozen=True)
 class TapNic:
-    """QEMU's own virtio network card on a TAP: the peer we are compared with."""
+    """QEMU's own virtio network card on a TAP: the peer we are compared with.
+
+    Attributes:
+        vhost: its data path is /dev/vhost-net's.
+    """
 
     ifname: str
     mac: str = "52:54:00:12:34:02"
     queue_pairs: int = 1
     properties: Mapping[str, str] = field(default_factory=dict)
+    vhost: bool = False
 
     def options(self, index: int) -> list[str]:
         """Return QEMU's options for this card."""
-        netdev = f"tap,id=net{index},ifname={self.ifname},script=no,downscript=no,vhost=off"
+        vhost = "on,vhostforce=on" if self.vhost else "off"
+        netdev = f"tap,id=net{index},ifname={self.ifname},script=no,downscript=no,vhost={vhost}"
         if self.queue_pairs > 1:
             netdev += f",queues={self.queue_pairs}"
         return ["-netdev", netdev]
@@ -86,7 +92,9 @@ class Machine:
             "disable-legacy": "on"}.
         incoming: wait for a migration from this URI instead of booting.
         paused: do not run until told (QMP `cont`).
+        private: memory as QEMU has it by default, which no other process can map.
         netboot: power on without a kernel; the first card's boot ROM looks for one.
+        shares_root: the host's files can be mounted by 9p, read-only, as "root".
     """
 
     accel: str = "tcg"
@@ -98,28 +106,36 @@ class Machine:
     incoming: str | None = None
     paused: bool = False
     netboot: bool = False
+    private: bool = False
+    shares_root: bool = False
 
 
 def command_line(image: GuestImage, machine: Machine, nics: tuple[Nic, ...]) -> list[str]:
     """Return the QEMU command, without QMP and serial ports.
 
-    The guest's memory is a shared memfd: without `share=on` a vhost-user back-end would see
-    nothing of it.
+    The guest's memory is a shared memfd, unless the machine says otherwise: without `share=on` a
+    vhost-user back-end would see nothing of it.
     """
     memory = str(machine.memory_mib)
     if machine.max_memory_mib > machine.memory_mib:
         memory += f",slots={machine.memory_slots},maxmem={machine.max_memory_mib}M"
     accel, cpu = ("kvm", "host") if machine.accel == "kvm" else ("tcg,thread=multi", "max")
     argv = [require(QEMU), "-accel", accel, "-cpu", cpu, "-smp", str(machine.smp)]
-    q35 = "q35,memory-backend=mem" + (",kernel-irqchip=split" if machine.iommu else "")
+    q35 = ("q35" if machine.private else "q35,memory-backend=mem") + (
+        ",kernel-irqchip=split" if machine.iommu else ""
+    )
     argv += ["-machine", q35, "-m", memory]
-    argv += ["-object", f"memory-backend-memfd,id=mem,size={machine.memory_mib}M,share=on"]
+    if not machine.private:
+        argv += ["-object", f"memory-backend-memfd,id=mem,size={machine.memory_mib}M,share=on"]
     argv += ["-nodefaults", "-no-user-config", "-display", "none"]
     if not machine.netboot:
         argv += ["-kernel", str(image.kernel.vmlinuz), "-initrd", str(image.initramfs)]
         argv += ["-append", kernel_arguments(machine)]
     if machine.iommu:
         argv += ["-device", "intel-iommu,intremap=on,device-iotlb=on"]
+    if machine.shares_root:
+        share = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
+        argv += ["-virtfs", share]
     if machine.incoming is not None:
         argv += ["-incoming", machine.incoming]
     if machine.paused:

@@ -71,3 +71,20 @@ def test_only_a_network_boot_has_a_boot_rom_and_no_kernel() -> None:
     assert "-kernel" not in netboot
     assert ",bootindex=0" in netboot
     assert "romfile" not in netboot
+
+
+def test_a_card_on_a_tap_may_have_the_hosts_data_path() -> None:
+    assert "downscript=no,vhost=on,vhostforce=on -device" in _line(TapNic("t", vhost=True))
+
+
+def test_memory_is_shared_unless_it_is_to_be_private() -> None:
+    assert "share=on" in _line(TapNic("t"))
+    private = _line(TapNic("t"), Machine(private=True))
+    assert "memory-backend" not in private
+    assert "-machine q35 -m 256 " in private
+
+
+def test_the_hosts_files_are_shared_for_reading_only() -> None:
+    assert "virtfs" not in _line(TapNic("t"))
+    assert "-virtfs local,path=/," in _line(TapNic("t"), Machine(shares_root=True))
+    assert ",readonly=on," in _line(TapNic("t"), Machine(shares_root=True))
