@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from vhostnet.bench.model import Workload
+from vhostnet.bench.workloads.own import G2D_OWN
 from vhostnet.bench.workloads.rings import D2G, G2D
+from vhostnet.bench.workloads.taps import G2TAP, TAP2G
 from vhostnet.errors import UsageError
 
-WORKLOADS: tuple[Workload, ...] = (G2D, D2G)
+WORKLOADS: tuple[Workload, ...] = (G2D, D2G, G2D_OWN, G2TAP, TAP2G)
 
 
 def chosen(names: list[str]) -> list[Workload]:

@@ -27,14 +27,14 @@ class Metric:
         title: for readers.
         unit: likewise.
         better: what is good.
-        bar: the ratio to reach, where above 1 means that we are the better one; None: none.
+        bars: peer -> the ratio to reach, where above 1 means that we are the better one.
     """
 
     key: str
     title: str
     unit: str
     better: Literal["higher", "lower"]
-    bar: float | None = None
+    bars: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass

@@ -127,13 +127,13 @@ def _metric(check: _Checker, data: Any, at: str) -> Metric:
         better = "lower"
     else:
         raise UsageError(f"{check.where}: {at}.metrics: better is {metric.get('better')!r}")
-    bar = metric.get("bar")
+    bars = check.mapping(metric.get("bars"), f"{at}.metrics.bars")
     return Metric(
         check.text(metric, "key"),
         check.text(metric, "title"),
         check.text(metric, "unit"),
         better,
-        None if bar is None else check.number(bar, f"{at}.metrics.bar"),
+        {peer: check.number(bar, f"{at}.metrics.bars.{peer}") for peer, bar in bars.items()},
     )
 
 

@@ -18,10 +18,11 @@ from vhostnet.bench.results import WorkloadResult, load
 from vhostnet.bench.runner import Settings, expected_s, run_workload
 from vhostnet.bench.tables import as_markdown
 from vhostnet.demo.progress import Progress
-from vhostnet.demo.tools import require
+from vhostnet.demo.tools import output_of, require
 from vhostnet.errors import UsageError
 
 #: Below the current folder, which is the checkout for script/bench.
+_COMPILING, _COMPILE_S = "compiling the data path", 900.0
 PUBLISHED, DOCS = Path("benchmarks/results"), Path("docs/benchmarks.md")
 
 
@@ -75,7 +76,10 @@ def run_bench(options: BenchOptions) -> int:
             folder = options.output or Path(
                 stack.enter_context(tempfile.TemporaryDirectory(prefix="vhostnet-bench-"))
             )
-            progress = Progress(plan)
+            progress = Progress({_COMPILING: 10.0, **plan})
+            with progress.step(_COMPILING):
+                # Else the first runs would be compiling, beside a peer that waits.
+                output_of([sys.executable, "-m", "vhostnet", "warm"], timeout=_COMPILE_S)
             for workload in options.workloads:
                 if not options.settings.chosen(workload):
                     continue

@@ -136,9 +136,9 @@ def disturbances(result: WorkloadResult, others: float) -> list[str]:
     found = []
     runs, seconds = result.settings["runs"], result.settings["seconds"]
     if runs < MIN_RUNS:
-        found.append(f"{runs} runs each, {MIN_RUNS} are needed")
+        found.append(f"only {runs} of {MIN_RUNS} runs")
     if seconds < MIN_SECONDS:
-        found.append(f"{seconds:g} s a run, {MIN_SECONDS:g} s are needed")
+        found.append(f"{seconds:g} s a run instead of {MIN_SECONDS:g} s or more")
     if result.environment["uncommitted_changes"]:
         found.append("the sources differ from the git revision")
     if others > environment.QUIET:

@@ -13,16 +13,22 @@ NONE = "–"
 
 
 def verdict(result: WorkloadResult, case: CaseResult, metric: Metric) -> str:
-    """Whether a bar was reached, against each peer: the least of the ratios decides."""
-    if metric.bar is None:
+    """Whether the bars were reached."""
+    if not metric.bars:
         return ""
     if too_many_threads(result, case):
         return "no bar: more busy threads than cores"
-    found = [ratio.median for ratio in peer_ratios(case, metric).values() if ratio]
-    if len(found) < len(case.sides) - 1 or not found:
-        return f"≥ {metric.bar:g}: not measured"
-    reached = min(found) >= metric.bar
-    return f"≥ {metric.bar:g}: {'reached' if reached else '**not reached**'}"
+    found = peer_ratios(case, metric)
+    parts = []
+    for peer, bar in metric.bars.items():
+        ratio = found.get(peer)
+        if ratio is None:
+            answer = "not measured"
+        else:
+            answer = "reached" if ratio.median >= bar else "**not reached**"
+        whose = f" to {peer}" if len(found) > 1 else ""
+        parts.append(f"≥ {bar:g}{whose}: {answer}")
+    return "; ".join(parts)
 
 
 def too_many_threads(result: WorkloadResult, case: CaseResult) -> bool:
@@ -67,12 +73,17 @@ def number(value: float) -> str:
     return f"{value:.{digits}f}"
 
 
+def count(n: int, what: str) -> str:
+    """Return "1 run" or "2 runs"."""
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
 def as_markdown(result: WorkloadResult) -> str:
     """Return one workload's table and what has to be said about it."""
     sides = list(dict.fromkeys(side for case in result.cases for side in case.sides))
     peers = [side for side in sides if side != OURS]
     head = ["case", "", *sides, *(f"ratio to {peer}" for peer in peers)]
-    has_bars = any(metric.bar is not None for case in result.cases for metric in case.metrics)
+    has_bars = any(metric.bars for case in result.cases for metric in case.metrics)
     if has_bars:
         head.append("bar")
     rows = [head, ["---"] * 2 + ["---:"] * (len(sides) + len(peers)) + ["---"] * has_bars]
@@ -94,8 +105,9 @@ def notes(result: WorkloadResult) -> list[str]:
     settings, environment = result.settings, result.environment
     versions = ", ".join(f"{k} {v}" for k, v in environment.get("versions", {}).items())
     lines = [
-        f"Median (lowest–highest) of {settings.get('runs')} runs of {settings.get('seconds'):g} s, "
-        "in turns; ratios are taken within a turn, above 1 vhostnet is the better one.",
+        f"Median (lowest–highest) of {count(settings['runs'], 'run')} of "
+        f"{settings['seconds']:g} s, in turns; "
+        "ratios are taken within a turn, above 1 vhostnet is the better one.",
         f"{environment.get('cpu')}, {environment.get('cores')} cores; Linux "
         f"{environment.get('kernel')}; {versions}; revision "
         f"{str(environment.get('revision'))[:12]}, {str(environment.get('date'))[:10]}; "
@@ -108,7 +120,8 @@ def notes(result: WorkloadResult) -> list[str]:
         for name, side in case.sides.items():
             if side.failures:
                 lines.append(
-                    f"Failed: {case.name}, {name}, {len(side.failures)} times: {side.failures[0]}"
+                    f"Failed: {case.name}, {name}, {count(len(side.failures), 'time')}: "
+                    f"{side.failures[0]}"
                 )
     if result.disturbances:
         lines.insert(0, f"**Not for publication**: {'; '.join(result.disturbances)}.")

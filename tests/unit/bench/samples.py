@@ -7,8 +7,8 @@ from typing import Any
 from vhostnet.bench.model import OURS, Metric
 from vhostnet.bench.results import CaseResult, SideResult, WorkloadResult
 
-RATE = Metric("mpps", "packets", "million/s", "higher", bar=1.0)
-DELAY = Metric("us", "delay", "µs", "lower", bar=0.5)
+RATE = Metric("mpps", "packets", "million/s", "higher", {"peer": 1.0})
+DELAY = Metric("us", "delay", "µs", "lower", {"peer": 0.5})
 
 
 def side(**runs: list[float | None]) -> SideResult:

@@ -41,7 +41,11 @@ BREAKS = {
     "case": (lambda d: d.update(cases=["x"]), "cases[0] is 'x'"),
     "threads": (lambda d: d["cases"][1].update(busy_threads="2"), "cases[1].busy_threads is '2'"),
     "better": (lambda d: d["cases"][0]["metrics"][0].update(better="more"), "better is 'more'"),
-    "bar": (lambda d: d["cases"][0]["metrics"][0].update(bar=True), "bar is True"),
+    "bar": (lambda d: d["cases"][0]["metrics"][0].update(bars=1), "bars is 1, not"),
+    "a bar": (
+        lambda d: d["cases"][0]["metrics"][0].update(bars={"peer": True}),
+        "bars.peer is True",
+    ),
     "ours": (lambda d: d["cases"][0]["sides"].pop("vhostnet"), "there is no side 'vhostnet'"),
     "run": (
         lambda d: d["cases"][0]["sides"]["peer"]["runs"]["mpps"].append("9"),

@@ -97,7 +97,7 @@ def test_results_are_kept_after_each_case(sides: Sides) -> None:
     ("settings", "busy", "reason"),
     [
         (Settings(), 0.05, None),
-        (Settings(runs=4), 0.0, "4 runs each"),
+        (Settings(runs=4), 0.0, "only 4 of 5 runs"),
         (Settings(seconds=1.0), 0.0, "1 s a run"),
         (Settings(), 0.5, "other programs used up to 0.50 cores"),
     ],

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
-from samples import result
+from samples import RATE, result, side
 
 from vhostnet.bench import publish
 from vhostnet.bench.plots import as_svg
@@ -66,13 +67,22 @@ def test_a_peer_that_failed_leaves_the_bar_open_and_says_why() -> None:
     failed.cases[0].sides["peer"].failures = ["it fell over"]
     text = as_markdown(failed)
     assert rows(text)["64 B"][3:] == ["–", "–", "≥ 1: not measured"]
-    assert "Failed: 64 B, peer, 1 times: it fell over" in text
+    assert "Failed: 64 B, peer, 1 time: it fell over" in text
+
+
+def test_with_several_peers_each_bar_names_its_own() -> None:
+    several = result()
+    several.cases[0].sides["other"] = side(mpps=[40.0, 44.0, 42.0])
+    several.cases[0].metrics = [replace(RATE, bars={"other": 0.6, "peer": 1.0})]
+    assert rows(as_markdown(several))["64 B"][-1] == (
+        "≥ 0.6 to other: **not reached**; ≥ 1 to peer: reached"
+    )
 
 
 def test_a_disturbed_result_says_so_first() -> None:
-    disturbed = result(disturbances=["2 runs each, 5 are needed"])
+    disturbed = result(disturbances=["only 2 of 5 runs"])
     notes = as_markdown(disturbed).split("\n\n")[1]
-    assert notes.startswith("**Not for publication**: 2 runs each")
+    assert notes.startswith("**Not for publication**: only 2 of 5")
     assert "not for publication" in as_svg(disturbed)
     assert "not for publication" not in as_svg(result())
 
@@ -95,8 +105,8 @@ def test_a_plot_is_an_image_with_bars_of_the_right_length() -> None:
 def test_a_plot_without_any_number() -> None:
     failed = result()
     for case in failed.cases:
-        for side in case.sides.values():
-            side.runs = {}
+        for measured in case.sides.values():
+            measured.runs = {}
     assert as_svg(failed).count("no result") == 4
     as_markdown(failed)
 

@@ -16,7 +16,7 @@ from vhostnet.bench.testpmd import PROGRAM, Testpmd
 
 PEER = "DPDK net_vhost"
 SIZES = (64, 256, 1514)
-_NEEDS = (PROGRAM, "stdbuf", "taskset")
+NEEDS = (PROGRAM, "stdbuf", "taskset")
 
 
 def virtio_options(packed: int, mrg_rxbuf: int, in_order: int) -> str:
@@ -67,7 +67,7 @@ def _txpkts(size: int) -> str:
 
 
 def _cases(g2d: bool) -> Sequence[Case]:
-    metric = Metric("mpps", "packets", "million/s", "higher", bar=1.0)
+    metric = Metric("mpps", "packets", "million/s", "higher", {PEER: 1.0})
     mine, peers = (ours_g2d, peer_g2d) if g2d else (ours_d2g, peer_d2g)
     return [
         Case(
@@ -96,7 +96,7 @@ G2D = Workload(
     "copies every packet whole into memory of its own, or to testpmd rxonly with net_vhost. The "
     "number is the driver's own count of packets that the device took, by its own clock, after a "
     "warm-up. That the copy happens is shown by tests/frontend/test_null_copies.py.",
-    _NEEDS,
+    NEEDS,
     lambda: _cases(True),
 )
 
@@ -106,6 +106,6 @@ D2G = Workload(
     "`vhostnet serve --backend gen:size=N` writes every byte of each frame into the driver's "
     "buffers, or testpmd txonly with net_vhost does. DPDK's virtio_user (testpmd rxonly, one core) "
     "counts what it received, by its own clock, after a warm-up.",
-    _NEEDS,
+    NEEDS,
     lambda: _cases(False),
 )

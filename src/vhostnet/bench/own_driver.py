@@ -1,0 +1,91 @@
+"""The compiled driver of `vhostnet_frontend` as a process, so that it has a core to itself.
+
+    python -m vhostnet.bench.own_driver send --socket PATH --size 64 --seconds 3
+    python -m vhostnet.bench.own_driver receive ...
+    python -m vhostnet.bench.own_driver connect --socket PATH --socket PATH ...
+
+`send` and `receive` measure and print one JSON object; `connect` attaches a quiet driver to each
+socket, prints "ready" and stays until its standard input ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+from vhostnet.uapi.virtio import VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, mask
+from vhostnet_frontend import DEFAULT_FEATURES, NetDriver, VhostUserTransport
+
+_CONNECT_S = 10.0
+_WARM_UP_S = 0.5
+_ETHERNET = b"\x02\0\0\0\0\0" + b"\x02\0\0\0\0\x01" + b"\x88\xb5"
+
+
+def frame(size: int) -> bytes:
+    """A frame of *size* bytes with an experimental ethertype."""
+    return (_ETHERNET + bytes(k & 0xFF for k in range(size)))[:size]
+
+
+def open_driver(args: argparse.Namespace, path: str) -> NetDriver:
+    """Connect and negotiate; the rings are not running yet."""
+    features = DEFAULT_FEATURES
+    if args.packed:
+        features |= mask(VIRTIO_F_RING_PACKED)
+    if args.in_order:
+        features |= mask(VIRTIO_F_IN_ORDER)
+    return NetDriver(
+        VhostUserTransport.connect(path, wait=_CONNECT_S), features=features, num=args.num
+    )
+
+
+def send(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
+    """Send flat out."""
+    driver.start(post_rx=False)
+    sender = driver.sender(frame(args.size))
+    sender.run(seconds=_WARM_UP_S)
+    counts = sender.run(seconds=args.seconds)
+    return {"mpps": counts.rate / 1e6, "kicks": counts.kicks, "waits": counts.waits}
+
+
+def receive(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
+    """Receive flat out, reading every byte."""
+    driver.start(post_rx=False)
+    receiver = driver.receiver()
+    receiver.run(seconds=_WARM_UP_S)
+    counts = receiver.run(seconds=args.seconds)
+    return {"mpps": counts.rate / 1e6, "kicks": counts.kicks, "waits": counts.waits}
+
+
+def connect(args: argparse.Namespace) -> None:
+    """Attach quiet drivers and wait for the end of standard input."""
+    with ExitStack() as stack:
+        for path in args.socket:
+            stack.enter_context(open_driver(args, path)).start()
+        print("ready", flush=True)
+        sys.stdin.read()
+
+
+def main() -> None:
+    """Run one of the commands."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=("send", "receive", "connect"))
+    parser.add_argument("--socket", action="append", required=True)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--num", type=int, default=1024)
+    parser.add_argument("--packed", action="store_true")
+    parser.add_argument("--in-order", action="store_true")
+    args = parser.parse_args()
+    if args.what == "connect":
+        connect(args)
+        return
+    command = {"send": send, "receive": receive}[args.what]
+    with open_driver(args, args.socket[0]) as driver:
+        print(json.dumps(command(args, driver)))
+
+
+if __name__ == "__main__":
+    main()

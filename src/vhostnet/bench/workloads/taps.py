@@ -1,0 +1,305 @@
+"""g2tap and tap2g: through a TAP, where the kernel takes its share.
+
+Packets are counted by the interface, whoever serves it.  They are for a station that is
+nobody's, so the host's stack drops them at its door, and the TAP is what is measured.
+
+tap2g has no core left for a sender that would keep up.  So the TAP's queue is filled first,
+while the guest (or the device) does not take anything, and then emptied: what is measured is
+the time in between, from 10 % to 90 %.
+"""
+
+from __future__ import annotations
+
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from vhostnet.bench import bare
+from vhostnet.bench.model import OURS, Case, Metric, Run, Workload
+from vhostnet.bench.pair import (
+    WARM_UP_S,
+    cpu_seconds,
+    dpdk_device,
+    dpdk_driver,
+    our_device,
+)
+from vhostnet.bench.workloads.rings import NEEDS, SIZES, virtio_options
+from vhostnet.demo.netns import Namespace
+from vhostnet.demo.tools import end
+from vhostnet.errors import HostError
+
+TAP = "tap0"
+DPDK, BARE_WRITE, BARE_READ = "DPDK net_vhost+net_tap", "bare write()", "bare read()"
+#: Packets in the TAP's queue: 0.8 kB each, and a tenth of a second to read.
+FILL = 250_000
+#: What Linux guests use.
+VIRTIO = virtio_options(0, 1, 0)
+_EMPTY_S = 20.0
+_LOOK_S = 0.002
+_NEEDS = (*NEEDS, "gcc", "ip")
+_RX_PACKETS, _TX_PACKETS = 1, 9
+
+
+def counter(process: subprocess.Popen[bytes], column: int) -> int:
+    """A counter of the TAP in /proc/net/dev, read in the namespace of a process."""
+    try:
+        text = Path(f"/proc/{process.pid}/net/dev").read_text()
+    except OSError as err:
+        raise HostError(f"process {process.pid} has gone", err.errno or 0) from err
+    for line in text.splitlines():
+        name, _, numbers = line.partition(":")
+        if name.strip() == TAP:
+            return int(numbers.split()[column])
+    raise HostError(f"there is no interface {TAP}")
+
+
+def taken_per_second(
+    run: Run, process: subprocess.Popen[bytes], device: int | None = None
+) -> dict[str, float]:
+    """How fast the TAP's interface takes packets, in Mpps; with the device's processor time."""
+    time.sleep(WARM_UP_S)
+    before, began = counter(process, _RX_PACKETS), time.monotonic()
+    used = 0.0 if device is None else cpu_seconds(device)
+    time.sleep(run.seconds)
+    packets = counter(process, _RX_PACKETS) - before
+    found = {"mpps": packets / (time.monotonic() - began) / 1e6}
+    if device is not None and packets:
+        found["cpu_s_per_mpkt"] = (cpu_seconds(device) - used) / packets * 1e6
+    return found
+
+
+def ours_g2tap(run: Run, size: int) -> Mapping[str, float]:
+    """The driver sends through vhostnet into a TAP."""
+    with ExitStack() as stack:
+        host = stack.enter_context(Namespace())
+        host.add_tap(TAP, "192.0.2.1/24")
+        daemon = stack.enter_context(our_device(run, f"tap:{TAP}", prefix=host.prefix))
+        driver = stack.enter_context(dpdk_driver(run, VIRTIO, options=[f"--txpkts={size}"]))
+        driver.start("txonly")
+        return taken_per_second(run, daemon.process, daemon.process.pid)
+
+
+def peer_g2tap(run: Run, size: int) -> Mapping[str, float]:
+    """The driver sends through DPDK's net_vhost and net_tap."""
+    with ExitStack() as stack:
+        host = stack.enter_context(Namespace())
+        quiet(host)
+        port = f"net_tap0,iface={TAP}"
+        device = stack.enter_context(dpdk_device(run, other_ports=[port], prefix=host.prefix))
+        driver = stack.enter_context(dpdk_driver(run, VIRTIO, options=[f"--txpkts={size}"]))
+        device.start("io")
+        driver.start("txonly")
+        return taken_per_second(run, device.process, device.process.pid)
+
+
+def bare_g2tap(run: Run, size: int) -> Mapping[str, float]:
+    """A loop writes into a TAP: no guest, no ring."""
+    with Namespace() as host:
+        host.add_tap(TAP, "192.0.2.1/24")
+        words = ("tap-write", TAP, size, run.seconds + 2)
+        process = bare.start(run, run.device_cpu, *words, prefix=host.prefix)
+        try:
+            return taken_per_second(run, process, process.pid)
+        finally:
+            end(process)
+
+
+def quiet(host: Namespace) -> None:
+    """Let no interface that is made later in the namespace send anything by itself."""
+    host.run("busybox", "sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6")
+
+
+def drain_rate(
+    run: Run,
+    host: Namespace,
+    process: subprocess.Popen[bytes],
+    size: int,
+    go: Callable[[], None],
+    halt: Callable[[], None],
+) -> dict[str, float]:
+    """Fill the TAP's queue and let it be emptied, again and again; Mpps, the median."""
+    rates: list[float] = []
+    deadline = time.monotonic() + run.seconds
+    while not rates or time.monotonic() < deadline:
+        halt()
+        start = counter(process, _TX_PACKETS)
+        bare.output(run, ["fill", TAP, FILL, size], prefix=host.prefix)
+        go()
+        rates.append(_empty(process, start))
+    return {"mpps": statistics.median(rates) / 1e6, "rounds": len(rates)}
+
+
+def _empty(process: subprocess.Popen[bytes], start: int) -> float:
+    """Watch the queue's way from 10 % to 90 %; packets a second."""
+    first: tuple[int, float] | None = None
+    last = (start, time.monotonic())
+    deadline = time.monotonic() + _EMPTY_S
+    while last[0] - start < FILL * 9 // 10:
+        if time.monotonic() > deadline:
+            raise HostError(f"{TAP}: {last[0] - start} of {FILL} packets were read")
+        time.sleep(_LOOK_S)
+        last = (counter(process, _TX_PACKETS), time.monotonic())
+        if first is None and last[0] - start >= FILL // 10:
+            first = last
+    if first is None or first[1] == last[1]:
+        raise HostError(f"{TAP}: emptied before anybody could look")
+    return (last[0] - first[0]) / (last[1] - first[1])
+
+
+def long_queue(host: Namespace) -> None:
+    """Give the TAP room for FILL packets, and some that are on their way."""
+    host.run("ip", "link", "set", "dev", TAP, "txqueuelen", str(FILL + 4096))
+
+
+def ours_tap2g(run: Run, size: int) -> Mapping[str, float]:
+    """vhostnet reads a TAP for a driver that had stopped."""
+    with ExitStack() as stack:
+        host = stack.enter_context(Namespace())
+        host.add_tap(TAP, "192.0.2.1/24")
+        long_queue(host)
+        daemon = stack.enter_context(our_device(run, f"tap:{TAP}", prefix=host.prefix))
+        driver = stack.enter_context(dpdk_driver(run, VIRTIO))
+        driver.ask("set fwd rxonly", "Set rxonly packet forwarding mode")
+        running: list[bool] = []
+
+        def go() -> None:
+            driver.tell("start")
+            running.append(True)
+
+        def halt() -> None:
+            if running:
+                driver.stop()
+
+        return drain_rate(run, host, daemon.process, size, go, halt)
+
+
+def peer_tap2g(run: Run, size: int) -> Mapping[str, float]:
+    """DPDK's device had stopped; its driver waits."""
+    with ExitStack() as stack:
+        host = stack.enter_context(Namespace())
+        quiet(host)
+        port = f"net_tap0,iface={TAP}"
+        device = stack.enter_context(dpdk_device(run, other_ports=[port], prefix=host.prefix))
+        long_queue(host)
+        driver = stack.enter_context(dpdk_driver(run, VIRTIO))
+        driver.start("rxonly")
+        device.ask("set fwd io", "Set io packet forwarding mode")
+        running: list[bool] = []
+
+        def go() -> None:
+            device.tell("start")
+            running.append(True)
+
+        def halt() -> None:
+            if running:
+                device.stop()
+
+        return drain_rate(run, host, device.process, size, go, halt)
+
+
+def bare_tap2g(run: Run, size: int) -> Mapping[str, float]:
+    """A loop reads a TAP: no guest, no ring.  It is stopped by SIGSTOP meanwhile."""
+    with Namespace() as host:
+        host.add_tap(TAP, "192.0.2.1/24")
+        long_queue(host)
+        words = ("tap-read", TAP, run.seconds + 60)
+        process = bare.start(run, run.device_cpu, *words, prefix=host.prefix)
+        try:
+            _wait_for_carrier(host)
+            return drain_rate(
+                run,
+                host,
+                process,
+                size,
+                partial(process.send_signal, signal.SIGCONT),
+                partial(process.send_signal, signal.SIGSTOP),
+            )
+        finally:
+            process.kill()
+            end(process)
+
+
+def _wait_for_carrier(host: Namespace) -> None:
+    deadline = time.monotonic() + 5.0
+    while "LOWER_UP" not in host.run("ip", "link", "show", "dev", TAP):
+        if time.monotonic() > deadline:
+            raise HostError(f"{TAP} has no carrier")
+        time.sleep(0.02)
+
+
+def _g2tap_cases() -> Sequence[Case]:
+    def metrics(size: int) -> tuple[Metric, ...]:
+        return (
+            Metric("mpps", "packets", "million/s", "higher", {DPDK: 1.1} if size == 64 else {}),
+            Metric(
+                "cpu_s_per_mpkt",
+                "processor time of the device",
+                "s/million",
+                "lower",
+                {DPDK: 1.0} if size == 64 else {},
+            ),
+        )
+
+    return [
+        Case(
+            f"{size} B",
+            {"size": size},
+            metrics(size),
+            {
+                OURS: partial(ours_g2tap, size=size),
+                DPDK: partial(peer_g2tap, size=size),
+                BARE_WRITE: partial(bare_g2tap, size=size),
+            },
+            quick=size == SIZES[0],
+        )
+        for size in SIZES
+    ]
+
+
+def _tap2g_cases() -> Sequence[Case]:
+    metric = Metric("mpps", "packets", "million/s", "higher")
+    small = replace(metric, bars={BARE_READ: 0.9})
+    return [
+        Case(
+            f"{size} B",
+            {"size": size},
+            (small if size == 64 else metric,),
+            {
+                OURS: partial(ours_tap2g, size=size),
+                DPDK: partial(peer_tap2g, size=size),
+                BARE_READ: partial(bare_tap2g, size=size),
+            },
+            quick=size == SIZES[0],
+        )
+        for size in SIZES
+    ]
+
+
+G2TAP = Workload(
+    "g2tap",
+    "guest to TAP: a driver sends flat out into the host's network",
+    "DPDK's virtio_user sends (split ring, mrg_rxbuf=1, in_order=0, which is what Linux guests "
+    "use) through `vhostnet serve --backend tap:tap0`, or through testpmd with net_vhost and "
+    "net_tap, into a TAP in a network namespace; `bare write()` is a loop of a C program, without "
+    "any guest. The interface's counter is read at both ends of the time. The host drops the "
+    "packets at once: they are for another station.",
+    _NEEDS,
+    _g2tap_cases,
+)
+
+TAP2G = Workload(
+    "tap2g",
+    "TAP to guest: what the host has queued for a guest is delivered",
+    f"The TAP's queue is filled with {FILL} packets while nobody takes them, then emptied, as "
+    "often as the time allows; the rate is that from 10 % to 90 %, by the interface's counter, and "
+    "the median of the rounds. (With a sender at the same time there would be three busy threads.) "
+    "The guest is DPDK's virtio_user; `bare read()` is a loop of a C program, without any guest.",
+    _NEEDS,
+    _tap2g_cases,
+)
