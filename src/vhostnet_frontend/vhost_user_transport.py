@@ -12,6 +12,7 @@ hides so that one program fits both:
 * Starting.  There is no SET_BACKEND: a ring runs once it is *started* (it got its kick) and
   *enabled*; one that is started but not enabled throws away what the driver sends.  So the
   kick is kept here, `set_backend(index, fd)` enables the ring and then sends the kick.
+  With STATUS negotiated, the first ring's start says DRIVER_OK before.
 * Stopping.  GET_VRING_BASE stops a ring, and the back-end forgets kick and call.
   `set_backend(index, None)` sends it and remembers the base, `get_vring_base` then tells it,
   and the next start sends base, call and kick again.
@@ -60,6 +61,8 @@ PROTOCOL_FEATURES = sum(
         vu.VHOST_USER_PROTOCOL_F_STATUS,
     )
 )
+#: ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK
+_DRIVER_OK = 15
 _BIT_30 = 1 << vu.VHOST_USER_F_PROTOCOL_FEATURES
 #: On the back-end's channel, where requests have numbers of their own.
 _BACKEND_IOTLB_MSG = 1
@@ -417,6 +420,9 @@ class VhostUserTransport:
             return
         if ring.running:
             return
+        if self.has(vu.VHOST_USER_PROTOCOL_F_STATUS) and not self._is_running():
+            # Where it is negotiated some (DPDK) serve nobody without it.
+            self.set_status(_DRIVER_OK)
         if ring.lost and ring.base is not None:
             self._set(vu.VHOST_USER_SET_VRING_BASE, _state(index, ring.base))
         if ring.lost and ring.has_call:
@@ -426,6 +432,9 @@ class VhostUserTransport:
         self._send_fd(vu.VHOST_USER_SET_VRING_KICK, index, ring.kick_fd)
         ring.running = True
         ring.lost = False
+
+    def _is_running(self) -> bool:
+        return any(ring.running for ring in self._rings.values())
 
     # --- dirty log, the rest --------------------------------------------------------------------
 

@@ -397,6 +397,19 @@ def test_a_ring_starts_enabled_and_with_its_kick_last(pretended) -> None:
     os.close(call)
 
 
+def test_the_first_ring_that_starts_says_that_the_driver_is_there(pretended) -> None:
+    """DPDK's back-end serves nobody without DRIVER_OK, once STATUS is negotiated."""
+    status = 1 << vu.VHOST_USER_PROTOCOL_F_STATUS
+    backend, front = pretended(protocol_features=status | ACK)
+    front.set_backend(0, 0)
+    front.set_backend(1, 0)
+    assert backend.names()[-5:] == [
+        "SET_STATUS",
+        *["SET_VRING_ENABLE", "SET_VRING_KICK"] * 2,
+    ]
+    assert backend.payloads("SET_STATUS") == [u64(15)]
+
+
 def test_memory_is_shared_by_descriptor(pretended) -> None:
     backend, front = pretended(protocol_features=ACK | 1 << 15)
     with GuestMemory([RegionSpec(4096, 0x1000, 0x7000)], canaries=True) as memory:

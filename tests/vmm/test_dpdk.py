@@ -17,6 +17,8 @@ import pytest
 
 from serve_process import ServeProcess
 from vhostnet.bench.testpmd import Testpmd
+from vhostnet.uapi.virtio import VIRTIO_F_RING_PACKED, mask
+from vhostnet_frontend import DEFAULT_FEATURES, NetDriver, VhostUserTransport
 
 pytestmark = [
     pytest.mark.vmm,
@@ -155,3 +157,24 @@ def test_a_driver_that_is_killed_makes_room_for_the_next(card):
         driver.quit()
     assert stats.sent == stats.received > 100
     card.wait_idle()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_our_driver_and_a_device_that_nobody_here_wrote(tmp_path, packed):
+    path = tmp_path / "socket"
+    cpu = min(os.sched_getaffinity(0))
+    features = DEFAULT_FEATURES | (mask(VIRTIO_F_RING_PACKED) if packed else 0)
+    vdev = f"net_vhost0,iface={path},queues=1"
+    with Testpmd([vdev], cpu=cpu, options=["--port-topology=loop"]) as device:
+        device.wait_ready()
+        device.start("io")
+        with NetDriver(VhostUserTransport.connect(str(path)), features=features) as driver:
+            assert driver.has(VIRTIO_F_RING_PACKED) == packed
+            driver.start()
+            frames = [bytes([k] * 60 + [7] * k) for k in range(100)]
+            for frame in frames:
+                driver.send(frame)
+                assert driver.receive(timeout=10.0) == frame
+        device.stop()
+        assert device.stats().received == len(frames)
+        device.quit()

@@ -2,10 +2,11 @@
 
     python -m vhostnet.bench.own_driver send --socket PATH --size 64 --seconds 3
     python -m vhostnet.bench.own_driver receive ...
+    python -m vhostnet.bench.own_driver echo --rest-us 100 --asleep ...
     python -m vhostnet.bench.own_driver connect --socket PATH --socket PATH ...
 
-`send` and `receive` measure and print one JSON object; `connect` attaches a quiet driver to each
-socket, prints "ready" and stays until its standard input ends.
+`send`, `receive` and `echo` measure and print one JSON object; `connect` attaches a quiet driver
+to each socket, prints "ready" and stays until its standard input ends.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 
@@ -21,6 +23,7 @@ from vhostnet_frontend import DEFAULT_FEATURES, NetDriver, VhostUserTransport
 
 _CONNECT_S = 10.0
 _WARM_UP_S = 0.5
+_TRIPS, _LOST_MS = 500, 1000
 _ETHERNET = b"\x02\0\0\0\0\0" + b"\x02\0\0\0\0\x01" + b"\x88\xb5"
 
 
@@ -59,6 +62,42 @@ def receive(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
     return {"mpps": counts.rate / 1e6, "kicks": counts.kicks, "waits": counts.waits}
 
 
+def echo(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
+    """Send one frame at a time and wait for it."""
+    import numpy as np
+
+    from vhostnet.bench.echo_kernel import round_trips
+    from vhostnet.bench.workloads.latency import percentiles
+
+    driver.start(post_rx=False)
+    sent = bytes(driver.hdr_len) + frame(args.size)
+    template = np.frombuffer(sent, np.uint8).copy()
+    sink = np.zeros(4096, np.uint8)
+    sender, receiver = driver.sender(frame(args.size)), driver.receiver()
+    found: list[float] = []
+    deadline = None
+    while deadline is None or time.monotonic() < deadline:
+        times = np.zeros(_TRIPS, np.int64)
+        n = round_trips(
+            sender.record,
+            receiver.record,
+            template.ctypes.data,
+            len(sent),
+            sink.ctypes.data,
+            times,
+            args.rest_us * 1000,
+            int(args.asleep),
+            _LOST_MS,
+        )
+        if n < _TRIPS or sink[driver.hdr_len : len(sent)].tobytes() != frame(args.size):
+            raise SystemExit(f"own_driver: a frame did not come back, after {n}")
+        if deadline is None:  # compiled, connected, warm
+            deadline = time.monotonic() + args.seconds
+        else:
+            found += (times / 1e3).tolist()
+    return percentiles(sorted(found))
+
+
 def connect(args: argparse.Namespace) -> None:
     """Attach quiet drivers and wait for the end of standard input."""
     with ExitStack() as stack:
@@ -71,18 +110,20 @@ def connect(args: argparse.Namespace) -> None:
 def main() -> None:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("send", "receive", "connect"))
+    parser.add_argument("what", choices=("send", "receive", "echo", "connect"))
     parser.add_argument("--socket", action="append", required=True)
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--num", type=int, default=1024)
     parser.add_argument("--packed", action="store_true")
     parser.add_argument("--in-order", action="store_true")
+    parser.add_argument("--asleep", action="store_true")
+    parser.add_argument("--rest-us", type=int, default=0)
     args = parser.parse_args()
     if args.what == "connect":
         connect(args)
         return
-    command = {"send": send, "receive": receive}[args.what]
+    command = {"send": send, "receive": receive, "echo": echo}[args.what]
     with open_driver(args, args.socket[0]) as driver:
         print(json.dumps(command(args, driver)))
 

@@ -35,12 +35,13 @@ def pinned(cpu: int) -> list[str]:
 
 @contextmanager
 def our_device(
-    run: Run, backend: str, *options: str, prefix: Sequence[str] = ()
+    run: Run, backend: str, *options: str, prefix: Sequence[str] = (), pin: bool = True
 ) -> Iterator[Daemon]:
-    """`vhostnet serve` on the device's core, ready; its socket is `socket_of(run)`."""
+    """`vhostnet serve`, ready, on the device's core (or anywhere); at `socket_of(run)`."""
     arguments = ["--socket-path", str(socket_of(run)), "--backend", backend, *options]
-    words = [*prefix, *pinned(run.device_cpu)]
-    run.note(["taskset", "-c", str(run.device_cpu), "vhostnet", "serve", *arguments])
+    words = [*prefix, *(pinned(run.device_cpu) if pin else [])]
+    shown = ["taskset", "-c", str(run.device_cpu)] if pin else []
+    run.note([*shown, "vhostnet", "serve", *arguments])
     with Daemon(arguments, log=run.folder / "vhostnet.log", prefix=words) as daemon:
         yield daemon
         if not daemon.running():
@@ -136,14 +137,17 @@ def socket_of(run: Run) -> Path:
     return run.folder / "socket"
 
 
-def cpu_seconds(pid: int) -> float:
-    """Processor time that a process has used, its threads together.
+def cpu_seconds(of: Path) -> float:
+    """Processor time that a process (its threads together) or a thread has used.
+
+    Args:
+        of: its folder in /proc.
 
     Raises:
         HostError: it has gone.
     """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (of / "stat").read_text().rpartition(")")[2].split()
     except OSError as err:
-        raise HostError(f"process {pid} has gone", err.errno or 0) from err
+        raise HostError(f"{of} has gone", err.errno or 0) from err
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -26,6 +26,7 @@ Direction = Literal["to_host", "to_guest"]
 DIRECTIONS: tuple[Direction, ...] = ("to_host", "to_guest")
 
 _FILE_PORT = 5301
+_BETWEEN = ("unable to connect", "server is busy", "unable to receive control message")
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def _iperf3(path: Path, direction: Direction, seconds: float, options: list[str]
         error = result.get("error")
         if error is None and done.returncode == 0:
             return result
-        is_between = "unable to connect" in str(error) or "server is busy" in str(error)
+        is_between = any(words in str(error) for words in _BETWEEN)
         if not is_between or time.monotonic() > deadline:
             raise HostError(f"iperf3: {error or 'failed'}")
         time.sleep(0.1)

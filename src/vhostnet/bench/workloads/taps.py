@@ -59,17 +59,16 @@ def counter(process: subprocess.Popen[bytes], column: int) -> int:
     raise HostError(f"there is no interface {TAP}")
 
 
-def taken_per_second(
-    run: Run, process: subprocess.Popen[bytes], device: int | None = None
-) -> dict[str, float]:
-    """How fast the TAP's interface takes packets, in Mpps; with the device's processor time."""
+def taken_per_second(run: Run, process: subprocess.Popen[bytes]) -> dict[str, float]:
+    """How fast the TAP's interface takes packets, in Mpps; with the process's own time."""
+    device = Path(f"/proc/{process.pid}")
     time.sleep(WARM_UP_S)
     before, began = counter(process, _RX_PACKETS), time.monotonic()
-    used = 0.0 if device is None else cpu_seconds(device)
+    used = cpu_seconds(device)
     time.sleep(run.seconds)
     packets = counter(process, _RX_PACKETS) - before
     found = {"mpps": packets / (time.monotonic() - began) / 1e6}
-    if device is not None and packets:
+    if packets:
         found["cpu_s_per_mpkt"] = (cpu_seconds(device) - used) / packets * 1e6
     return found
 
@@ -82,7 +81,7 @@ def ours_g2tap(run: Run, size: int) -> Mapping[str, float]:
         daemon = stack.enter_context(our_device(run, f"tap:{TAP}", prefix=host.prefix))
         driver = stack.enter_context(dpdk_driver(run, VIRTIO, options=[f"--txpkts={size}"]))
         driver.start("txonly")
-        return taken_per_second(run, daemon.process, daemon.process.pid)
+        return taken_per_second(run, daemon.process)
 
 
 def peer_g2tap(run: Run, size: int) -> Mapping[str, float]:
@@ -95,7 +94,7 @@ def peer_g2tap(run: Run, size: int) -> Mapping[str, float]:
         driver = stack.enter_context(dpdk_driver(run, VIRTIO, options=[f"--txpkts={size}"]))
         device.start("io")
         driver.start("txonly")
-        return taken_per_second(run, device.process, device.process.pid)
+        return taken_per_second(run, device.process)
 
 
 def bare_g2tap(run: Run, size: int) -> Mapping[str, float]:
@@ -105,7 +104,7 @@ def bare_g2tap(run: Run, size: int) -> Mapping[str, float]:
         words = ("tap-write", TAP, size, run.seconds + 2)
         process = bare.start(run, run.device_cpu, *words, prefix=host.prefix)
         try:
-            return taken_per_second(run, process, process.pid)
+            return taken_per_second(run, process)
         finally:
             end(process)
 
