@@ -8,6 +8,7 @@ import socket
 from driver_ring import DriverRing, Memory
 from vhostnet.backends.tap import tap_queue
 from vhostnet.device.vhost_net import VhostNet
+from vhostnet.device.vring import RemoteOwner
 from vhostnet.uapi.virtio import (
     VIRTIO_F_VERSION_1,
     VIRTIO_NET_F_MRG_RXBUF,
@@ -32,6 +33,7 @@ class Instance:
         self, features: int = MRG | V1, num: int = 16, base: int = 0, memory: Memory | None = None
     ) -> None:
         self.memory = memory or Memory()
+        self._mem_fd = -1
         self.hdr_len = 12 if features & (MRG | V1) else 10
         self.wire, device_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.wire.setblocking(False)
@@ -58,6 +60,12 @@ class Instance:
             self.net.set_vring_kick(index, os.dup(kick))
             self.net.set_vring_call(index, os.dup(call))
             self.net.set_vring_err(index, os.dup(err))
+
+    def put_out_of_reach(self, *, batched: bool) -> None:
+        """Have the device work on the same memory as that of another process: by system calls."""
+        self._mem_fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+        owner = RemoteOwner(os.getpid(), self._mem_fd, batched)
+        self.net.set_remote(owner, self.table, self.table)
 
     def start(self) -> Instance:
         for index in (RX, TX):
@@ -110,6 +118,8 @@ class Instance:
         self.table.release()
         self.wire.close()
         self._device_end.close()
+        if self._mem_fd >= 0:
+            os.close(self._mem_fd)
         for fd in self.kicks + self.calls + self.errs:
             os.close(fd)
         self.memory.close()

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from vhostnet.device.kernel_verbs import KernelVerbs
+from vhostnet.device import owner_memory
+from vhostnet.device.kernel_verbs import KernelVerbs, OwnerMemory
 from vhostnet.device.memory import Mapping, MemoryTable, Region
 from vhostnet.device.vhost_net import VhostNet
 from vhostnet.uapi.vhost import MemoryRegion, VringAddr
@@ -14,6 +15,9 @@ from vhostnet_frontend import Region as DriverRegion
 
 class OurMemory:
     """The owner's address space: all guest memory that the scenario has made (uva = hva)."""
+
+    remote = None
+    n_mapped = 0
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []
@@ -44,11 +48,25 @@ class OurMemory:
                     found.append(self._region(gpa, high - low, low))
         return found
 
+    def maps(self, uva: int, size: int) -> bool:  # noqa: ARG002
+        return True  # or it is nowhere
+
     def log(self, address: int) -> tuple[int, int]:
         raise NotImplementedError
 
+    def stop_batching(self) -> None:
+        """Nothing is batched."""
+
     def release(self) -> None:
         """It is the scenario's."""
+
+
+class OutOfReach(owner_memory.OwnerMemory):
+    """A real process's memory, of which nothing is mapped."""
+
+    def __init__(self, pid: int, *, batched: bool) -> None:
+        super().__init__(pid, batched=batched)
+        self._go_remote()
 
 
 class OurDevice(InProcessTransport):
@@ -58,10 +76,15 @@ class OurDevice(InProcessTransport):
     those of an ioctl are.
     """
 
-    def __init__(self, memory: OurMemory, linux_abi: str) -> None:
+    def __init__(self, linux_abi: str, memory_of: Callable[[int], OwnerMemory]) -> None:
         self._logs: dict[int, int] = {}
-        memory.log = lambda address: (address, self._logs.get(address, 0))  # type: ignore[method-assign]
-        verbs = KernelVerbs(VhostNet("oracle", linux_abi), lambda _pid: memory)
+
+        def noting_logs(pid: int) -> OwnerMemory:
+            memory = memory_of(pid)
+            memory.log = lambda address: (address, self._logs.get(address, 0))  # type: ignore[method-assign]
+            return memory
+
+        verbs = KernelVerbs(VhostNet("oracle", linux_abi), noting_logs)
         super().__init__(
             verbs,
             Conversions(

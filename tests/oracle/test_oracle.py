@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from oracle.compare import judge
 from oracle.differences import DIFFERENCES, REASONS
 from oracle.lab import SCENARIOS, Device, Lab
 from oracle.namespace import Namespace, NoNamespace
-from oracle.our_device import OurDevice, OurMemory
+from oracle.our_device import OurDevice, OurMemory, OutOfReach
 from oracle.rules import RULES
 from oracle.session import run
+from vhostnet.device import owner_memory
+from vhostnet.device.kernel_verbs import OwnerMemory
 
 assert scenarios
 HERE = Path(__file__).parent
@@ -83,20 +85,32 @@ def namespace() -> Iterator[Namespace]:
     made.close()
 
 
-def our_outcome(name: str, version: str, namespace: Namespace) -> Any:
+#: How our device gets at the memory of the scenario, which is this process's.
+WAYS: dict[str, Callable[[OurMemory], Callable[[int], OwnerMemory]]] = {
+    "all is mapped": lambda stand_in: lambda _pid: stand_in,
+    "shared with its owner": lambda _: owner_memory.OwnerMemory,
+    "in batches": lambda _: lambda pid: OutOfReach(pid, batched=True),
+    "one by one": lambda _: lambda pid: OutOfReach(pid, batched=False),
+}
+
+
+def our_outcome(name: str, version: str, namespace: Namespace, way: str) -> Any:
     memory = OurMemory()
 
     def open_device() -> Device:
-        return OurDevice(memory, version)
+        return OurDevice(version, WAYS[way](memory))
 
     return namespace.run(run, SCENARIOS[name], Lab(open_device, memory.note))
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("name", [s.name for s in SCENARIOS.values() if not s.needs])
-def test_our_device_does_what_linux_does(name: str, version: str, namespace: Namespace) -> None:
-    ours = our_outcome(name, version, namespace)
+def test_our_device_does_what_linux_does(
+    name: str, version: str, way: str, namespace: Namespace
+) -> None:
+    ours = our_outcome(name, version, namespace, way)
     new, stale = judge(name, version, golden(version)["outcomes"][name], ours)
     assert new == [], "differs from Linux: fix it, or list it with its reason"
     assert stale == [], "is listed as a difference and does not occur any more"

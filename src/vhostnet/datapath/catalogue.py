@@ -1,6 +1,7 @@
 """The finite list of kernels: every machine code that any configuration can need.
 
-One entry kernel, `vhost_worker`, specialised by ring format × access to memory × backend.
+One entry kernel, `vhost_worker`, specialised by ring format × meaning of addresses × backend.
+A remote ring is a split ring in memory that only its owner has.
 `vhostnet warm` compiles all of it; a daemon loads what its backends need before it says that
 it is ready, and compiles nothing afterwards.
 """
@@ -28,6 +29,7 @@ from .layout import (
     MAPPED_REGION,
     NULL,
     PACKED_VRING,
+    REMOTE_VRING,
     RX_HEAD,
     SPLIT_VRING,
     TAP,
@@ -35,7 +37,7 @@ from .layout import (
 )
 from .worker_loop import vhost_worker
 
-_RINGS = {"split": SPLIT_VRING, "packed": PACKED_VRING}
+_RINGS = {"split": SPLIT_VRING, "packed": PACKED_VRING, "remote": REMOTE_VRING}
 _MEMORIES = {"mapped": MAPPED_REGION, "iotlb": IOTLB_ENTRY}
 _BACKENDS = {"tap": TAP, "null": NULL, "gen": GEN, "loop": LOOP}
 
@@ -86,11 +88,13 @@ def list_kernels() -> list[KernelSpec]:
         for ring, ring_dtype in _RINGS.items()
         for memory, memory_dtype in _MEMORIES.items()
         for backend, backend_dtype in _BACKENDS.items()
+        # memory that only its owner has comes with the character device, which has a TAP
+        if ring != "remote" or backend == "tap"
     ]
 
 
 def kernels_for(backend_kind: str, *, iommu: bool = False) -> list[str]:
-    """Names of the kernels that a device with this backend can need.
+    """Names of the kernels that a vhost-user device with this backend can need.
 
     Args:
         iommu: the device offers ACCESS_PLATFORM.
@@ -99,7 +103,18 @@ def kernels_for(backend_kind: str, *, iommu: bool = False) -> list[str]:
     return [
         k.name
         for k in list_kernels()
-        if k.name.split("/")[2] in memories and k.name.endswith(f"/{backend_kind}")
+        if k.name.split("/")[1] != "remote"
+        and k.name.split("/")[2] in memories
+        and k.name.endswith(f"/{backend_kind}")
+    ]
+
+
+def kernels_for_character_device() -> list[str]:
+    """Names of the kernels that an open file of the character device can need."""
+    return [
+        k.name
+        for k in list_kernels()
+        if k.name.split("/")[1] != "packed" and k.name.endswith("/tap")
     ]
 
 

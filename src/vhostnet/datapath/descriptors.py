@@ -28,7 +28,7 @@ from .codes import (
     RING_TOO_MANY_IOVS,
     RING_UNMAPPED,
 )
-from .guest_memory_raw import read_guest, translate
+from .guest_memory_raw import locate, read_guest, translate
 from .layout import UIO_MAXIOV, VHOST_ACCESS_RO, VHOST_ACCESS_WO
 
 Record = Any
@@ -92,7 +92,7 @@ def walk_indirect(
     # the whole table has to be there, even what the chain does not use
     checked = 0
     while checked < size:
-        hva, piece = translate(mem, vq, table + checked, size - checked, VHOST_ACCESS_RO)
+        hva, piece = locate(mem, vq, table + checked, size - checked, VHOST_ACCESS_RO)
         if piece == 0:
             return _table_error(hva), 0, 0, 0, 0
         checked += piece

@@ -1,10 +1,16 @@
 """From guest addresses to ours, never outside what the device may reach.
 
-The dtype of the table says *how* guest memory is reached, and chooses the body:
+Two questions, each with a body for each answer.  What do addresses mean?  The dtype of the
+table says it:
 
-* MAPPED_REGION[n]: guest physical addresses; memory mapped into our process.
+* MAPPED_REGION[n]: guest physical addresses.
 * IOTLB_ENTRY[n]: I/O virtual addresses, behind a virtual IOMMU; what is not in the table may be
   there later, when the front-end has been asked.
+
+And how do we get at the memory behind them?  The dtype of the ring says that:
+
+* SPLIT_VRING, PACKED_VRING: it is mapped into our process.
+* REMOTE_VRING: it is the owner's alone, and reached with system calls (owner_memory_raw.py).
 
 Tables are sorted by address and have no overlaps.  `translate` is all that rings need, and it
 never answers with a byte that the table does not hold.
@@ -18,14 +24,20 @@ from vhostnet.native._jit import family, helper, implements
 from vhostnet.native.libc_raw import copy_bytes
 
 from .codes import RING_FORBIDDEN, RING_MISS, RING_UNMAPPED
-from .layout import IOTLB_ENTRY, MAPPED_REGION, VHOST_ACCESS_RO
+from .layout import (
+    IOTLB_ENTRY,
+    MAPPED_REGION,
+    PACKED_VRING,
+    SPLIT_VRING,
+    VHOST_ACCESS_RO,
+)
 
 Record = Any
 
 
 @family
-def translate(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[int, int]:
-    """Find our address of the guest's bytes [addr, addr + size).
+def locate(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[int, int]:
+    """Find where the table has the guest's bytes [addr, addr + size).
 
     Args:
         mem: the table.
@@ -37,15 +49,48 @@ def translate(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[
 
     Returns:
         (hva, n): the first n of the bytes are at hva, 1 <= n <= size; (a ring code, 0) if
-        the first byte is not to be had.
+        the first byte is not to be had.  For a REMOTE_VRING the address is the owner's.
 
     Source: Linux translate_desc().
     """
     raise NotImplementedError
 
 
-@implements(translate, MAPPED_REGION)
-def _translate_mapped(
+@family
+def reach(vq: Record, hva: int, n: int, access: int) -> tuple[int, int]:
+    """From what `locate` found to memory of our own process.
+
+    Args:
+        hva, n: what it answered, n > 0.
+
+    Returns:
+        (hva, n) as `translate`.
+    """
+    raise NotImplementedError
+
+
+@implements(reach, SPLIT_VRING, PACKED_VRING)
+def _reach_mapped(vq: Record, hva: int, n: int, access: int) -> tuple[int, int]:  # noqa: ARG001
+    return hva, n
+
+
+@helper
+def translate(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[int, int]:
+    """Find our address of the guest's bytes [addr, addr + size); arguments as `locate`.
+
+    Returns:
+        (hva, n): the first n of the bytes are at hva, 1 <= n <= size; (a ring code, 0) if
+        the first byte is not to be had.  What a REMOTE_VRING is to write to is still the
+        owner's address: it goes to `deliver`.
+    """
+    hva, n = locate(mem, vq, addr, size, access)
+    if n == 0:
+        return hva, 0
+    return reach(vq, hva, n, access)
+
+
+@implements(locate, MAPPED_REGION)
+def _locate_region(
     mem: Any,
     vq: Record,
     addr: int,
@@ -79,8 +124,8 @@ def _translate_mapped(
     return int(mem[i]["hva"]) + offset, min(size, room)
 
 
-@implements(translate, IOTLB_ENTRY)
-def _translate_iotlb(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[int, int]:
+@implements(locate, IOTLB_ENTRY)
+def _locate_iotlb(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[int, int]:
     low = 0
     high = len(mem)
     while low < high:

@@ -49,7 +49,7 @@ MAPPED_REGION = np.dtype(
         ("gpa", "<i8"),
         # bytes
         ("size", "<i8"),
-        # our address of the first byte
+        # our address of the first byte (for REMOTE_VRING: the owner's)
         ("hva", "<i8"),
     ]
 )
@@ -60,7 +60,7 @@ IOTLB_ENTRY = np.dtype(
         # I/O virtual address of the first byte, and bytes
         ("iova", "<i8"),
         ("iova_size", "<i8"),
-        # our address of the first byte
+        # our address of the first byte (for REMOTE_VRING: the owner's)
         ("iova_hva", "<i8"),
         # VHOST_ACCESS_RO | VHOST_ACCESS_WO
         ("perm", "<i8"),
@@ -151,8 +151,7 @@ _VRING_WORKER = (
     "last_error",
 )
 
-#: VIRTIO 1.2 section 2.7.
-SPLIT_VRING = _record(
+_SPLIT = (
     # entries, a power of two; w: control
     "split_num",
     # our addresses of the three parts; w: control
@@ -167,8 +166,60 @@ SPLIT_VRING = _record(
     # next used entry to write, not counting done_idx
     "last_used_idx",
     *_VRING_WORKER,
+)
+#: VIRTIO 1.2 section 2.7.
+SPLIT_VRING = _record(*_SPLIT, *COUNTERS)
+
+#: A split ring in memory of the owner that we cannot map: the three parts above are copies of
+#: ours, and so is what buffers hold; see owner_memory_raw.py.
+REMOTE_VRING = _record(
+    *_SPLIT,
+    # --- w: control
+    # the owner's process, its /proc/PID/mem, and whether the pid is certainly still that process
+    "owner_pid",
+    "owner_mem_fd",
+    "owner_batched",
+    # the owner's addresses of the three parts
+    "desc_uva",
+    "avail_uva",
+    "used_uva",
+    # u8[STAGE_SIZE]: copies of tables and buffers, and of what is to be written
+    "stage_hva",
+    # PIECE[STAGE_PIECES]: which of the owner's bytes are in the stage
+    "pieces_hva",
+    # IOVEC[STAGE_IOVECS] twice: the two sides of one system call
+    "local_hva",
+    "remote_hva",
+    # --- w: worker
+    "stage_pos",
+    "n_pieces",
+    # where to look first for a buffer, and for an entry of a table
+    "buffer_at",
+    "table_at",
+    # avail index up to which chains are in the stage
+    "staged_idx",
+    # chains before avail_idx may have changed since they were fetched
+    "stale",
+    # bytes of this chain's buffers that were not in the stage
+    "chain_bytes",
+    # pairs of the two sides that wait to be written
+    "n_writes",
+    # system calls on the owner's memory, and how many of them failed
+    "owner_calls",
+    "owner_faults",
     *COUNTERS,
 )
+#: Bytes of a stage, and what of it staging ahead leaves free for a chain that comes by itself.
+STAGE_SIZE = 4 << 20
+STAGE_RESERVE = (1 << 20) + (256 << 10)
+#: Chains that are staged together, and the pieces that these may have.
+STAGE_CHAINS = 64
+STAGE_IOVECS = UIO_MAXIOV
+STAGE_PIECES = 4 * UIO_MAXIOV
+#: The owner's bytes [piece_uva, + piece_size) are at piece_hva.
+PIECE = _record("piece_uva", "piece_size", "piece_hva")
+#: No frame is longer: a longer chain is refused (EMSGSIZE) before its bytes are looked at.
+MAX_FRAME = 1 << 20
 
 #: VIRTIO 1.2 section 2.8.  Positions are 0 .. num - 1, each with its wrap counter (0 or 1).
 PACKED_VRING = _record(

@@ -11,8 +11,8 @@ from vhostnet.uapi.virtio import VNET_HDR_NUM_BUFFERS
 from .backend_ops import backend_consume, backend_peek
 from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY, RING_TOO_MANY_IOVS
 from .dirty_log_raw import log_data
-from .iov import iov_from_buffer
 from .layout import UIO_MAXIOV, VHOST_NET_BATCH, WORK_RX_NET
+from .ring_access import deliver
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -144,7 +144,7 @@ def handle_rx(
         else:
             if vq["set_num_buffers"]:
                 store_relaxed_u16(packet_hva + VNET_HDR_NUM_BUFFERS, n_heads)
-            iov_from_buffer(iov, 0, n_iov, packet_hva, need)
+            deliver(vq, iov, n_iov, packet_hva, need)
             if vq["log_all"]:
                 log_data(vq, regions, iov, n_iov, need)
             backend_consume(bk)

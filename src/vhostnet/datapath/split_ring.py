@@ -16,6 +16,9 @@ Ordering, as in Linux drivers/vhost/vhost.c:
    does the opposite, one of the two sees the other.
 4. used->flags or avail_event is written before avail->idx is read again (full barrier).
 
+The parts may be copies of the owner's memory (REMOTE_VRING): then the names of `ring_access`
+bring them up to date and carry them over; else they are nothing.
+
 Not here: who calls when (`tx`, `rx`), waiting (`worker_loop`).
 """
 
@@ -58,10 +61,20 @@ from .codes import (
     RING_MISS,
     RING_OUT_AFTER_IN,
     RING_TOO_MANY_IOVS,
+    RING_UNMAPPED,
 )
 from .descriptors import SPLIT_FLAGS_SHIFT, add_buffer, walk_indirect
 from .dirty_log_raw import log_used
-from .layout import SPLIT_VRING, UIO_MAXIOV, VHOST_ACCESS_RO, VHOST_ACCESS_WO
+from .layout import REMOTE_VRING, SPLIT_VRING, UIO_MAXIOV, VHOST_ACCESS_RO, VHOST_ACCESS_WO
+from .ring_access import (
+    fetch_avail_idx,
+    fetch_ring,
+    fetch_used_event,
+    forget_ring,
+    push_used_entries,
+    push_used_word,
+    stage_chains,
+)
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -77,11 +90,13 @@ from .vring_ops import (
 Record = Any
 
 
-@implements(get_vq_desc, SPLIT_VRING)
+@implements(get_vq_desc, SPLIT_VRING, REMOTE_VRING)
 def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int, int, int]:
     num = int(vq["split_num"])
     last = int(vq["last_avail_idx"])
     if int(vq["avail_idx"]) == last:
+        if fetch_ring(vq) < 0:
+            return RING_UNMAPPED, 0, 0, 0, 0
         # avail->idx before avail->ring: the driver wrote the entry first (1).
         idx = load_acquire_u16(int(vq["avail_hva"]) + VRING_AVAIL_IDX)
         if idx == last:
@@ -89,6 +104,8 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
         if ((idx - last) & 0xFFFF) > num:
             return RING_AVAIL_JUMP, 0, 0, 0, 0
         vq["avail_idx"] = idx
+    if stage_chains(vq, mem) < 0:
+        return RING_UNMAPPED, 0, 0, 0, 0
     # Also with IN_ORDER: counting heads ourselves would go wrong after a stop and start, since a
     # base counts chains and not descriptors.
     slot = last & (num - 1)
@@ -151,12 +168,13 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
     return head, n_out, n_in, out_len, in_len
 
 
-@implements(discard_vq_desc, SPLIT_VRING)
+@implements(discard_vq_desc, SPLIT_VRING, REMOTE_VRING)
 def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:  # noqa: ARG001
     vq["last_avail_idx"] = (int(vq["last_avail_idx"]) - n) & 0xFFFF
+    forget_ring(vq)
 
 
-@implements(add_used, SPLIT_VRING)
+@implements(add_used, SPLIT_VRING, REMOTE_VRING)
 def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:  # noqa: ARG001
     ahead = 0 if vq["one_used_a_batch"] else int(vq["done_idx"])
     slot = (int(vq["last_used_idx"]) + ahead) & (int(vq["split_num"]) - 1)
@@ -166,18 +184,22 @@ def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
     vq["done_idx"] += n
 
 
-@implements(vq_avail_changed, SPLIT_VRING)
+@implements(vq_avail_changed, SPLIT_VRING, REMOTE_VRING)
 def _vq_avail_changed(vq: Record) -> bool:
+    if fetch_avail_idx(vq) < 0:
+        return False
     return load_acquire_u16(int(vq["avail_hva"]) + VRING_AVAIL_IDX) != int(vq["avail_idx"])
 
 
-@implements(driver_wants_signal, SPLIT_VRING)
+@implements(driver_wants_signal, SPLIT_VRING, REMOTE_VRING)
 def _driver_wants_signal(vq: Record) -> bool:
     smp_mb()  # used->idx must be visible before the driver's wish is read (3)
     if vq["notify_on_empty"] and int(vq["avail_idx"]) == int(vq["last_avail_idx"]):
         return True
     avail_hva = int(vq["avail_hva"])
     if not vq["event_idx"]:
+        if fetch_avail_idx(vq) < 0:
+            return True
         flags = load_relaxed_u16(avail_hva + VRING_AVAIL_FLAGS)
         return not flags & VRING_AVAIL_F_NO_INTERRUPT
     old = int(vq["signalled_used"])
@@ -185,7 +207,7 @@ def _driver_wants_signal(vq: Record) -> bool:
     new = int(vq["last_used_idx"])
     vq["signalled_used"] = new
     vq["signalled_used_valid"] = 1
-    if not valid:
+    if not valid or fetch_used_event(vq) < 0:
         return True
     used_event = load_relaxed_u16(avail_hva + VRING_AVAIL_RING + 2 * int(vq["split_num"]))
     return ((new - used_event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
@@ -205,12 +227,13 @@ def _log_used_entries(vq: Record, first: int, n: int) -> None:
 def _store_used_u16(vq: Record, offset: int, value: int) -> None:
     """Write a word of the used ring that is ours alone: the flags or avail_event."""
     store_relaxed_u16(int(vq["used_hva"]) + offset, value)
+    push_used_word(vq, offset)
     if vq["log_used"]:
         log_used(vq, offset, 2)
         signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
 
 
-@implements(publish_used, SPLIT_VRING)
+@implements(publish_used, SPLIT_VRING, REMOTE_VRING)
 def _publish_used(vq: Record) -> None:
     done = int(vq["done_idx"])
     if done == 0:
@@ -222,17 +245,19 @@ def _publish_used(vq: Record) -> None:
     # If signalled_used is passed, 2^16 entries went by without a test: it means nothing now.
     if ((new - int(vq["signalled_used"])) & 0xFFFF) < ((new - old) & 0xFFFF):
         vq["signalled_used_valid"] = 0
+    push_used_entries(vq, old, done)
     if vq["log_used"]:
         _log_used_entries(vq, old, done)
     # The entries and the data behind them must be visible before the index (2).
     store_release_u16(int(vq["used_hva"]) + VRING_USED_IDX, new)
+    push_used_word(vq, VRING_USED_IDX)
     if vq["log_used"]:
         log_used(vq, VRING_USED_IDX, 2)
         signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
     vq["signal_due"] = 1
 
 
-@implements(disable_notify, SPLIT_VRING)
+@implements(disable_notify, SPLIT_VRING, REMOTE_VRING)
 def _disable_notify(vq: Record) -> None:
     if int(vq["used_flags"]) & VRING_USED_F_NO_NOTIFY:
         return
@@ -241,7 +266,7 @@ def _disable_notify(vq: Record) -> None:
         _store_used_u16(vq, VRING_USED_FLAGS, VRING_USED_F_NO_NOTIFY)
 
 
-@implements(enable_notify, SPLIT_VRING)
+@implements(enable_notify, SPLIT_VRING, REMOTE_VRING)
 def _enable_notify(vq: Record) -> bool:
     if not int(vq["used_flags"]) & VRING_USED_F_NO_NOTIFY:
         return False
@@ -255,4 +280,6 @@ def _enable_notify(vq: Record) -> bool:
     smp_mb()  # our wish must be visible before avail->idx is read again (4)
     # Against the newest index *seen*: buffers that were seen and did not suffice are no news
     # (comparing with last_avail_idx made Linux spin from 5.18 to 7.1).
+    if fetch_avail_idx(vq) < 0:
+        return False
     return load_acquire_u16(int(vq["avail_hva"]) + VRING_AVAIL_IDX) != seen

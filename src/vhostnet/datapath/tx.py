@@ -9,7 +9,7 @@ from vhostnet.native._jit import helper
 
 from .backend_ops import backend_send
 from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY
-from .layout import VHOST_NET_BATCH, WORK_TX_KICK, WORK_TX_NET
+from .layout import MAX_FRAME, VHOST_NET_BATCH, WORK_TX_KICK, WORK_TX_NET
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -69,6 +69,8 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
             vq["drop_short"] += 1
             if out_len == 0:  # a header without a frame is no fault of the ring, in Linux
                 ring_fault(vq)
+        elif out_len > MAX_FRAME:
+            vq["drop_refused"] += 1
         else:
             result = backend_send(bk, iov, 1, n_out, hdr_len, out_len)
             if result == 0:

@@ -11,6 +11,7 @@ from vhostnet.native._jit import helper
 
 from .codes import HANDLED, HANDLED_MISS, HANDLED_RING_ERROR, RING_MISS
 from .layout import VHOST_NET_PKT_WEIGHT, VHOST_NET_WEIGHT
+from .ring_access import forget_ring
 from .vring_ops import signal_eventfd
 
 Record = Any
@@ -59,6 +60,7 @@ def ring_error(vq: Record, code: int) -> int:
     if code == RING_MISS:  # no mistake: the front-end knows, and its answer is a kick
         vq["iotlb_misses"] += 1
         return HANDLED_MISS
+    forget_ring(vq)
     vq["ring_errors"] += 1
     ring_fault(vq)
     if int(vq["last_error"]) == code:

@@ -36,7 +36,15 @@ from vhostnet.native._jit import helper, kernel
 from vhostnet.native.libc_raw import epoll_wait, read
 from vhostnet.native.ordering import load_relaxed_i32, load_relaxed_i64
 
-from . import packed_ring, split_ring, via_gen, via_loop, via_null, via_tap  # noqa: F401  (the bodies)
+from . import (  # noqa: F401  (the bodies)
+    owner_memory_raw,
+    packed_ring,
+    split_ring,
+    via_gen,
+    via_loop,
+    via_null,
+    via_tap,
+)
 from .backend_ops import backend_ready, backend_turns
 from .busy_poll import spin_once, spin_result, spin_until
 from .codes import (

@@ -49,6 +49,7 @@ from vhostnet.uapi.virtio import (
 from .memory import MemoryTable, Region
 from .ring_formats import VringAddresses
 from .vhost_net import VhostNet
+from .vring import RemoteOwner
 
 #: vhost.max_mem_regions
 MAX_MEM_REGIONS = 64
@@ -64,16 +65,34 @@ _BITS_OF_A_BYTE_OF_LOG = 8 * 4096
 
 
 class OwnerMemory(Protocol):
-    """The owner's address space, as far as we can reach it."""
+    """The owner's address space, as far as we can reach it.
+
+    It is mapped into ours until something is asked for that cannot be; from then on, until
+    RESET_OWNER, all of it is reached with system calls, and "ours" means the owner's addresses.
+    """
+
+    @property
+    def remote(self) -> RemoteOwner | None:
+        """None while everything that was asked for is mapped."""
+
+    @property
+    def n_mapped(self) -> int:
+        """Ranges in `space`: more of them, and it is to be asked for again."""
+
+    def maps(self, uva: int, size: int) -> bool:
+        """Whether a range is, or can be, mapped; else `remote` is something now."""
 
     def space(self) -> MemoryTable:
-        """All of it, by uva; its gpas mean nothing."""
+        """All that is mapped, or all there is, by uva; its gpas mean nothing."""
 
     def regions(self, wanted: Sequence[MemoryRegion]) -> list[Region]:
         """The parts of a memory table that are there; what is not is left out."""
 
     def log(self, address: int) -> tuple[int, int]:
         """(hva, bytes) from the owner's *address* on that may hold a bitmap; (0, 0): none."""
+
+    def stop_batching(self) -> None:
+        """`remote`, if it comes to be, is not to name the owner's pid; see RemoteOwner."""
 
     def release(self) -> None:
         """Nobody will ask any more; the tables that were made stay valid."""
@@ -245,17 +264,40 @@ class KernelVerbs:
         try:
             if any(map(self.net.active, (0, 1))):
                 self._check_table(bool(self.net.features >> VHOST_F_LOG_ALL & 1))
-            space = self._owner_memory.space()
-            table = MemoryTable(without_overlaps(self._owner_memory.regions(regions)))
+            self._use_memory()
         except BaseException:
             self._wanted = old_wanted
             raise
-        old = self._table
+
+    def _use_memory(self) -> None:
+        """Make tables of what the owner's memory is now, and give them to the device."""
+        memory = self._owner_memory
+        table = MemoryTable(without_overlaps(memory.regions(self._wanted or ())))
+        old, self._table = self._table, table
         with self.net.quiesced():
-            self.net.user_space = space
-            self.net.set_mem_table(table)
-        self._table = table
+            if memory.remote is not None and not self.net.rx.is_remote:
+                self.net.set_remote(memory.remote, table, memory.space())
+            else:
+                self.net.user_space = memory.space()
+                self.net.set_mem_table(table)
         old.release()
+
+    def _reach(self, ranges: Sequence[tuple[int, int]]) -> None:
+        """Rings and translations may lie beside the table, where nothing of it is mapped."""
+        memory = self._owner_memory
+        if memory.remote is not None:
+            return
+        before = memory.n_mapped
+        if not all(memory.maps(uva, size) for uva, size in ranges):
+            self._use_memory()
+        elif memory.n_mapped != before:
+            self.net.set_user_space(memory.space())
+
+    def stop_batching(self) -> None:
+        """The owner is about to become another program (exec), or to end; see RemoteOwner."""
+        if self._memory is not None:
+            self._memory.stop_batching()
+        self.net.stop_batching()
 
     def _check_table(self, log_all: bool) -> None:
         """Linux vq_memory_access_ok(): a table, all of it user space, all of it logged."""
@@ -325,20 +367,26 @@ class KernelVerbs:
             raise PeerError(f"ring {addr.index}: alignment")
         if self.net.active(addr.index) and not self._ring_is_user_range(addr):
             raise PeerError(f"ring {addr.index}: no user range")
+        if self.net.active(addr.index):
+            self._reach(self._ring_ranges(addr))
         addresses = VringAddresses(addr.desc_user_addr, addr.avail_user_addr, addr.used_user_addr)
         log = addr.log_guest_addr if addr.flags >> VHOST_VRING_F_LOG & 1 else None
         self.net.set_vring_addr(addr.index, addresses, log)
         self._addresses[addr.index] = addr
 
     def _ring_is_user_range(self, addr: VringAddr) -> bool:
+        return all(user_range(uva, size) for uva, size in self._ring_ranges(addr))
+
+    def _ring_ranges(self, addr: VringAddr) -> list[tuple[int, int]]:
+        """(uva, bytes) of the three parts; none if they are I/O virtual."""
         if self.net.iotlb is not None:
-            return True
+            return []
         num = self.net.vqs[addr.index].num
-        return (
-            user_range(addr.desc_user_addr, VRING_DESC_SIZE * num)
-            and user_range(addr.avail_user_addr, 6 + 2 * num)
-            and user_range(addr.used_user_addr, 6 + VRING_USED_ELEM_SIZE * num)
-        )
+        return [
+            (addr.desc_user_addr, VRING_DESC_SIZE * num),
+            (addr.avail_user_addr, 6 + 2 * num),
+            (addr.used_user_addr, 6 + VRING_USED_ELEM_SIZE * num),
+        ]
 
     def set_vring_kick(self, index: int, fd: int) -> None:
         """VHOST_SET_VRING_KICK: EBADF, EINVAL (also for an eventfd that has overflowed)."""
@@ -385,6 +433,8 @@ class KernelVerbs:
         if not self._ring_is_user_range(self._addresses[index]):
             raise PeerError(f"ring {index}: no user range", errno.EFAULT)
         queue = None if fd == -1 else self._queue_of(fd)
+        if queue is not None:
+            self._reach(self._ring_ranges(self._addresses[index]))
         old = self._queues[index]
         if queue is old:
             return
@@ -455,6 +505,8 @@ class KernelVerbs:
             raise PeerError(f"IOTLB update of {body.iova:#x}: no user range", errno.EFAULT)
         size = min(body.size, _IOVA_LIMIT - body.iova, _WORD - body.uaddr)
         if size > 0:  # beyond our limit no address of a descriptor can be
+            if body.perm:
+                self._reach([(body.uaddr, size)])
             try:
                 self.net.iotlb_update(body.iova, size, body.uaddr, body.perm)
             except PeerError as e:

@@ -1,11 +1,13 @@
 """What control has to know of a ring's format: its parts, its position, how it starts.
 
-Two tables of plain functions over a vring record, `SPLIT` and `PACKED`; the data path's half of
-each format is `datapath/split_ring.py` and `datapath/packed_ring.py`.
+Tables of plain functions over a vring record, `SPLIT` and `PACKED`, and `REMOTE_SPLIT` for a
+split ring in memory that cannot be mapped; the data path's half of each is
+`datapath/split_ring.py`, `packed_ring.py` and `owner_memory_raw.py`.
 """
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,12 +16,15 @@ import numpy as np
 from vhostnet.datapath.dirty_log_raw import log_used, log_write
 from vhostnet.datapath.layout import (
     PACKED_VRING,
+    REMOTE_VRING,
     SPLIT_VRING,
     VHOST_ACCESS_RO,
     VHOST_ACCESS_RW,
     VHOST_ACCESS_WO,
 )
+from vhostnet.datapath.ring_access import fetch_used, push_used_word
 from vhostnet.datapath.vring_ops import signal_eventfd
+from vhostnet.errors import PeerError
 from vhostnet.native.ordering import load_acquire_u16, smp_mb, store_relaxed_u16
 from vhostnet.uapi.virtio import (
     VRING_DESC_SIZE,
@@ -140,7 +145,10 @@ class SplitFormat:
         used->flags is ours and written at once; used->idx is taken from memory, which is how
         a stopped ring goes on; the next signal is unconditional.
         """
+        fetched = fetch_used(vq)
         store_relaxed_u16(int(vq["used_hva"]) + VRING_USED_FLAGS, 0)
+        if fetched < 0 or push_used_word(vq, VRING_USED_FLAGS) < 0:
+            raise PeerError("the used ring cannot be written", errno.EFAULT)
         smp_mb()
         if vq["log_used"]:
             log_used(vq, VRING_USED_FLAGS, 2)
@@ -148,6 +156,12 @@ class SplitFormat:
         vq["last_used_idx"] = self._used_idx(vq)
         vq["signalled_used"] = vq["last_used_idx"]
         vq["avail_idx"] = vq["last_avail_idx"]
+
+
+class RemoteSplitFormat(SplitFormat):
+    """A split ring that the data path has copies of; see Vring.set_remote."""
+
+    dtype = REMOTE_VRING
 
 
 class PackedFormat:
@@ -215,4 +229,5 @@ class PackedFormat:
 
 
 SPLIT: RingFormat = SplitFormat()
+REMOTE_SPLIT: RingFormat = RemoteSplitFormat()
 PACKED: RingFormat = PackedFormat()

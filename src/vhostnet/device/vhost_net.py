@@ -45,17 +45,23 @@ from vhostnet.datapath.layout import (
     WORK_TX_KICK,
     WORK_TX_NET,
 )
+from vhostnet.datapath.ring_access import fetch_used
 from vhostnet.datapath.vring_ops import signal_used
 from vhostnet.datapath.work import work_queue
 from vhostnet.datapath.worker_loop import vhost_worker
 from vhostnet.errors import PeerError
-from vhostnet.uapi.virtio import VHOST_F_LOG_ALL, VIRTIO_F_ACCESS_PLATFORM, VRING_USED_RING
+from vhostnet.uapi.virtio import (
+    VHOST_F_LOG_ALL,
+    VIRTIO_F_ACCESS_PLATFORM,
+    VRING_USED_ELEM_SIZE,
+    VRING_USED_RING,
+)
 
 from .iotlb import Iotlb
 from .linux_abi import linux_abi as abi_of
 from .memory import MemoryTable
-from .ring_formats import PACKED, SPLIT, VringAddresses
-from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, AddressSpace, Vring
+from .ring_formats import PACKED, VringAddresses
+from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, AddressSpace, RemoteOwner, Vring
 from .worker import Worker
 
 log = logging.getLogger("vhostnet.device")
@@ -193,13 +199,15 @@ class VhostNet:
         ring = self.vqs[index]
         if ring.addresses is None:
             return False
+        whole = VRING_USED_RING + VRING_USED_ELEM_SIZE * ring.num
+        size = whole if ring.is_remote else VRING_USED_RING  # words are pushed with neighbours
         for access in (VHOST_ACCESS_RO, VHOST_ACCESS_WO):
             address = ring.addresses.used_uva
-            hva, missing = self.space.lookup(address, VRING_USED_RING, access)
+            hva, missing = self.space.lookup(address, size, access)
             if hva is None or hva % 4:  # a mapping may start at an odd place
                 self._miss(index, missing, access)
                 return False
-            ring.vq["used_hva"] = hva
+            ring.put_part("used_hva", hva, whole)
         return True
 
     # --- IOTLB ------------------------------------------------------------------------
@@ -263,6 +271,36 @@ class VhostNet:
             if self.iotlb is not None:
                 self.iotlb.set_memory(self._user_memory)
                 self._resume(set())
+
+    def set_user_space(self, user_space: MemoryTable) -> None:
+        """More of the owner's memory is mapped than the memory table says."""
+        with self.quiesced():
+            self.user_space = user_space
+            if self.iotlb is not None:
+                self.iotlb.set_memory(user_space)
+
+    def set_remote(self, owner: RemoteOwner, memory: MemoryTable, user_space: MemoryTable) -> None:
+        """Reach all of the owner's memory with system calls from now on, until it is reset.
+
+        Args:
+            memory, user_space: tables of the owner's own addresses.
+        """
+        with self.quiesced():
+            self.memory, self.user_space = memory, user_space
+            for index, ring in enumerate(self.vqs):
+                ring.set_remote(owner)
+                if ring.active:
+                    found = self.place_ring(index) and fetch_used(ring.vq) == 0
+                    ring.vq["active"] = found
+            if self.iotlb is not None:
+                self.iotlb.set_memory(self._user_memory)
+                self._resume(set())
+
+    def stop_batching(self) -> None:
+        """The owner's pid may soon be another program; see RemoteOwner."""
+        with self.quiesced():
+            for ring in self.vqs:
+                ring.stop_batching()
 
     def set_log(self, hva: int, size: int) -> None:
         """Use the dirty bitmap of *size* bytes at *hva*; size 0: none."""
@@ -414,7 +452,7 @@ class VhostNet:
             if other is not None and other.record.dtype != queue.record.dtype:
                 raise PeerError(f"{self.name}: both rings need backends of one kind")
             # Behind an IOMMU a start needs the used ring only; the rest may come later.
-            in_parts = self.iotlb is not None and ring.format is SPLIT
+            in_parts = self.iotlb is not None and ring.format is not PACKED
             if not (self._place_used_ring(index) if in_parts else self.place_ring(index)):
                 raise PeerError(
                     f"{self.name}: the {_DIRECTION[index]} ring is not in the guest's memory",

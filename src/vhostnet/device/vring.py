@@ -19,11 +19,20 @@ import contextlib
 import errno
 import os
 import select
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from vhostnet.datapath.layout import COUNTERS, VHOST_ACCESS_RO
+from vhostnet.datapath.layout import (
+    COUNTERS,
+    IOVEC,
+    PIECE,
+    STAGE_IOVECS,
+    STAGE_PIECES,
+    STAGE_SIZE,
+    VHOST_ACCESS_RO,
+)
 from vhostnet.errors import PeerError
 from vhostnet.uapi.virtio import (
     VHOST_F_LOG_ALL,
@@ -39,12 +48,14 @@ from vhostnet.uapi.virtio import (
 )
 
 from .memory import MemoryTable
-from .ring_formats import PACKED, SPLIT, RingFormat, VringAddresses
+from .ring_formats import PACKED, REMOTE_SPLIT, SPLIT, RingFormat, VringAddresses
 
 VHOST_NET_VQ_RX = 0
 VHOST_NET_VQ_TX = 1
 
 
+#: Beside the copy of a part: a word is fetched and pushed as eight bytes.
+SHADOW_SLACK = 8
 #: VHOST_SET_VRING_ADDR flag: log our writes to the used ring.
 VHOST_VRING_F_LOG = 0
 
@@ -54,6 +65,49 @@ class AddressSpace(Protocol):
 
     def lookup(self, address: int, size: int, access: int) -> tuple[int | None, int]:
         """(hva, 0) if the range is there in one piece, else (None, first missing address)."""
+
+
+@dataclass(slots=True)
+class RemoteOwner:
+    """The process whose memory is reached with system calls (owner_memory_raw.py).
+
+    Attributes:
+        pid: thread group.
+        mem_fd: its /proc/PID/mem, for reading and writing; whoever made this closes it.
+        batched: the pid is certainly this process for as long as this is true, so a call may
+            name it.
+    """
+
+    pid: int
+    mem_fd: int
+    batched: bool
+
+
+class _Stage:
+    """What the data path needs to work on a ring that is not in our memory."""
+
+    def __init__(self, owner: RemoteOwner) -> None:
+        self.owner = owner
+        self.bytes = np.zeros(STAGE_SIZE, np.uint8)
+        self.pieces = np.zeros(STAGE_PIECES, PIECE)
+        self.local = np.zeros(STAGE_IOVECS, IOVEC)
+        self.remote = np.zeros(STAGE_IOVECS, IOVEC)
+        self.shadows: dict[str, Any] = {}
+
+    def fill_in(self, vq: Any) -> None:
+        """Tell the record of a ring."""
+        vq["owner_pid"], vq["owner_mem_fd"] = self.owner.pid, self.owner.mem_fd
+        vq["owner_batched"] = self.owner.batched
+        vq["stage_hva"] = self.bytes.ctypes.data
+        vq["pieces_hva"] = self.pieces.ctypes.data
+        vq["local_hva"] = self.local.ctypes.data
+        vq["remote_hva"] = self.remote.ctypes.data
+
+    def shadow(self, field: str, size: int) -> int:
+        """Our address of the copy of one part; words are fetched with their neighbours."""
+        if field not in self.shadows or len(self.shadows[field]) < size + SHADOW_SLACK:
+            self.shadows[field] = np.zeros(size + SHADOW_SLACK, np.uint8)
+        return int(self.shadows[field].ctypes.data)
 
 
 class Vring:
@@ -66,6 +120,7 @@ class Vring:
         self._one = np.ones(1, np.uint64)
         self._desc_copy = np.zeros(VRING_DESC_SIZE, np.uint8)
         self.addresses: VringAddresses | None = None
+        self._stage: _Stage | None = None
         self.reset()
 
     @property
@@ -85,6 +140,7 @@ class Vring:
         """Linux vhost_vq_reset(): as after open.  Descriptors must have been taken out."""
         self.format = SPLIT
         self.record = np.zeros(1, SPLIT.dtype)
+        self._stage = None
         vq = self.vq
         vq[self.format.num_field] = 1
         vq["kick_fd"] = vq["call_fd"] = vq["err_fd"] = vq["log_fd"] = -1
@@ -94,7 +150,8 @@ class Vring:
 
     def set_features(self, features: int, *, num_buffers_for_version_1: bool = True) -> None:
         """Derive what the data path needs from the acked features (see linux_abi.py)."""
-        self._set_format(PACKED if features >> VIRTIO_F_RING_PACKED & 1 else SPLIT)
+        split = SPLIT if self._stage is None else REMOTE_SPLIT
+        self._set_format(PACKED if features >> VIRTIO_F_RING_PACKED & 1 else split)
         vq = self.vq
         mergeable = bool(features >> VIRTIO_NET_F_MRG_RXBUF & 1)
         modern = bool(features >> VIRTIO_F_VERSION_1 & 1)
@@ -105,27 +162,44 @@ class Vring:
         vq["notify_on_empty"] = features >> VIRTIO_F_NOTIFY_ON_EMPTY & 1
         vq["log_all"] = features >> VHOST_F_LOG_ALL & 1
         # a packed ring completes one by one, which IN_ORDER allows
-        vq["in_order"] = features >> VIRTIO_F_IN_ORDER & 1 and self.format is SPLIT
+        vq["in_order"] = features >> VIRTIO_F_IN_ORDER & 1 and self.format is not PACKED
         vq["one_used_a_batch"] = vq["in_order"] and self.index == VHOST_NET_VQ_TX
 
     def _set_format(self, new: RingFormat) -> None:
-        """Change the ring's format, before it runs; what both formats have is kept."""
+        """Change the ring's format; what both formats have is kept."""
         if new is self.format:
             return
         old_record, base, num = self.record, self.format.get_base(self.vq), self.num
-        self.format = new
+        old, self.format = self.format, new
         self.record = np.zeros(1, new.dtype)
         for name in set(old_record.dtype.names) & set(new.dtype.names or ()):
             self.record[name] = old_record[name]
         self.vq[new.num_field] = num
-        new.set_base(self.vq, base if new.is_base(base) else 0)
+        if PACKED in (new, old):  # two ways to count positions; such a ring does not run
+            new.set_base(self.vq, base if new.is_base(base) else 0)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether `set_remote` was called."""
+        return self._stage is not None
+
+    def set_remote(self, owner: RemoteOwner) -> None:
+        """Reach the ring and its buffers with system calls from now on; place it anew."""
+        self._stage = _Stage(owner)
+        self._set_format(REMOTE_SPLIT)
+        self._stage.fill_in(self.vq)
+
+    def stop_batching(self) -> None:
+        """The owner's pid may soon be another program: /proc/PID/mem only."""
+        if self._stage is not None:
+            self.vq["owner_batched"] = 0
 
     def set_num(self, num: int) -> None:
         """Entries; raises PeerError EBUSY while active, EINVAL for a bad size."""
         if self.active:
             raise PeerError(f"ring {self.index}: its size cannot change while it runs", errno.EBUSY)
         if not self.format.is_size(num):
-            what = "a power of two up to" if self.format is SPLIT else "from 1 to"
+            what = "a power of two up to" if self.format is not PACKED else "from 1 to"
             raise PeerError(f"ring {self.index}: size {num} is not {what} 32768")
         self.vq[self.format.num_field] = num
 
@@ -169,7 +243,7 @@ class Vring:
         if gpa is not None and (gpa % 4 or gpa >= 1 << 63):
             raise PeerError(f"ring {self.index}: log address {gpa:#x} must be 4-aligned")
         self.vq["log_used"] = gpa is not None
-        if self.format is SPLIT:
+        if self.format is not PACKED:
             self.vq["log_used_gpa"] = gpa or 0
 
     def set_log(self, hva: int, size: int) -> None:
@@ -192,11 +266,23 @@ class Vring:
             hva, missing = space.lookup(part.address, part.size, part.access)
             if hva is None or hva % part.align:  # a region may start at an odd place
                 return missing, part.access
-            found[part.field] = hva
-        for name, hva in found.items():
-            self.vq[name] = hva
+            found[part.field] = (hva, part.size)
+        for name, (hva, size) in found.items():
+            self.put_part(name, hva, size)
         self.vq["last_region"] = 0
         return None
+
+    def put_part(self, field: str, hva: int, size: int) -> None:
+        """A part of *size* bytes lies at *hva*: ours, or the owner's."""
+        if self._stage is None:
+            self.vq[field] = hva
+        else:
+            self.vq[field] = self._stage.shadow(field, size)
+            self.vq[_owners(field)] = hva
+
+    def part(self, field: str) -> int:
+        """Where `put_part` was told that it lies."""
+        return int(self.vq[field if self._stage is None else _owners(field)])
 
     def find_log_addresses(self, memory: MemoryTable, virtual: bool) -> None:
         """Where the dirty log has what we write, if SET_VRING_ADDR does not say it; placed.
@@ -209,7 +295,7 @@ class Vring:
             vq["log_used_gpa"] = memory.hva_to_gpa(int(vq["ring_hva"]))
             vq["log_event_gpa"] = memory.hva_to_gpa(int(vq["device_hva"]))
         elif virtual:
-            vq["log_used_gpa"] = memory.hva_to_gpa(int(vq["used_hva"]))
+            vq["log_used_gpa"] = memory.hva_to_gpa(self.part("used_hva"))
 
     def init_access(self) -> None:
         """Start with what memory says; must be placed."""
@@ -239,6 +325,11 @@ class Vring:
     def counters(self) -> dict[str, int]:
         """The ring's counters by name."""
         return {name: int(self.vq[name]) for name in COUNTERS}
+
+
+def _owners(field: str) -> str:
+    """The field that has the owner's address of a part."""
+    return field.replace("_hva", "_uva")
 
 
 def _has_room(fd: int) -> bool:

@@ -123,8 +123,14 @@ def family(stub: Callable[P, R]) -> Callable[P, R]:
 
 
 def implements(
-    name: Callable[..., Any], dtype: np.dtype[Any]
+    name: Callable[..., Any], *dtypes: np.dtype[Any]
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register the decorated function as *name*'s body for records of *dtype*."""
+    """Register the decorated function as *name*'s body for records of any of *dtypes*."""
     members: Family = name.family  # type: ignore[attr-defined]
-    return members.body(dtype)
+
+    def register(fn: Callable[P, R]) -> Callable[P, R]:
+        for dtype in dtypes:
+            members.body(dtype)(fn)
+        return fn
+
+    return register

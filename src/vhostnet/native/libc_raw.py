@@ -17,9 +17,16 @@ from .ordering import load_relaxed_i32, load_relaxed_i64, store_i64
 
 _POLLOUT = 4
 _libc = ctypes.CDLL(None, use_errno=True)
-for _name, _n_args in (("read", 3), ("write", 3), ("writev", 3), ("epoll_wait", 4)):
-    _fn = getattr(_libc, _name)
-    _fn.restype = ctypes.c_ssize_t if _name != "epoll_wait" else ctypes.c_int
+for _name in (
+    "read",
+    "write",
+    "writev",
+    "pread",
+    "pwrite",
+    "process_vm_readv",
+    "process_vm_writev",
+):
+    getattr(_libc, _name).restype = ctypes.c_ssize_t
 
 
 def _result(value: int) -> int:
@@ -40,6 +47,58 @@ def writev(fd: int, iov_hva: int, n_iov: int) -> int:
     """writev(2) of *n_iov* struct iovec at *iov_hva*: bytes written, or -errno."""
     return _result(
         _libc.writev(ctypes.c_int(fd), ctypes.c_void_p(int(iov_hva)), ctypes.c_int(n_iov))
+    )
+
+
+def pread(fd: int, hva: int, size: int, offset: int) -> int:
+    """pread(2) into *hva*: bytes read, or -errno."""
+    return _result(
+        _libc.pread(
+            ctypes.c_int(fd),
+            ctypes.c_void_p(int(hva)),
+            ctypes.c_size_t(size),
+            ctypes.c_int64(offset),
+        )
+    )
+
+
+def pwrite(fd: int, hva: int, size: int, offset: int) -> int:
+    """pwrite(2) from *hva*: bytes written, or -errno."""
+    return _result(
+        _libc.pwrite(
+            ctypes.c_int(fd),
+            ctypes.c_void_p(int(hva)),
+            ctypes.c_size_t(size),
+            ctypes.c_int64(offset),
+        )
+    )
+
+
+def process_vm_readv(pid: int, local_hva: int, remote_hva: int, n: int) -> int:
+    """process_vm_readv(2) of *n* struct iovec on either side: bytes read, or -errno."""
+    return _result(
+        _libc.process_vm_readv(
+            ctypes.c_int(pid),
+            ctypes.c_void_p(int(local_hva)),
+            ctypes.c_ulong(n),
+            ctypes.c_void_p(int(remote_hva)),
+            ctypes.c_ulong(n),
+            ctypes.c_ulong(0),
+        )
+    )
+
+
+def process_vm_writev(pid: int, local_hva: int, remote_hva: int, n: int) -> int:
+    """process_vm_writev(2) of *n* struct iovec on either side: bytes written, or -errno."""
+    return _result(
+        _libc.process_vm_writev(
+            ctypes.c_int(pid),
+            ctypes.c_void_p(int(local_hva)),
+            ctypes.c_ulong(n),
+            ctypes.c_void_p(int(remote_hva)),
+            ctypes.c_ulong(n),
+            ctypes.c_ulong(0),
+        )
     )
 
 
@@ -82,6 +141,14 @@ _i32, _i64 = types.int32, types.int64
 _c_read: Any = types.ExternalFunction("read", _i64(_i32, _i64, _i64))
 _c_write: Any = types.ExternalFunction("write", _i64(_i32, _i64, _i64))
 _c_writev: Any = types.ExternalFunction("writev", _i64(_i32, _i64, _i32))
+_c_pread: Any = types.ExternalFunction("pread", _i64(_i32, _i64, _i64, _i64))
+_c_pwrite: Any = types.ExternalFunction("pwrite", _i64(_i32, _i64, _i64, _i64))
+_c_process_vm_readv: Any = types.ExternalFunction(
+    "process_vm_readv", _i64(_i32, _i64, _i64, _i64, _i64, _i64)
+)
+_c_process_vm_writev: Any = types.ExternalFunction(
+    "process_vm_writev", _i64(_i32, _i64, _i64, _i64, _i64, _i64)
+)
 _c_epoll_wait: Any = types.ExternalFunction("epoll_wait", _i32(_i32, _i64, _i32, _i32))
 _c_poll: Any = types.ExternalFunction("poll", _i32(_i64, _i64, _i32))
 _c_clock_gettime: Any = types.ExternalFunction("clock_gettime", _i32(_i32, _i64))
@@ -115,6 +182,50 @@ def _ol_write(fd, hva, size):  # type: ignore[no-untyped-def]
 def _ol_writev(fd, iov_hva, n_iov):  # type: ignore[no-untyped-def]
     def impl(fd, iov_hva, n_iov):  # type: ignore[no-untyped-def]
         result = _c_writev(fd, iov_hva, n_iov)
+        if result < 0:
+            return -load_relaxed_i32(_c_errno_location())
+        return result
+
+    return impl
+
+
+@overload(pread)
+def _ol_pread(fd, hva, size, offset):  # type: ignore[no-untyped-def]
+    def impl(fd, hva, size, offset):  # type: ignore[no-untyped-def]
+        result = _c_pread(fd, hva, size, offset)
+        if result < 0:
+            return -load_relaxed_i32(_c_errno_location())
+        return result
+
+    return impl
+
+
+@overload(pwrite)
+def _ol_pwrite(fd, hva, size, offset):  # type: ignore[no-untyped-def]
+    def impl(fd, hva, size, offset):  # type: ignore[no-untyped-def]
+        result = _c_pwrite(fd, hva, size, offset)
+        if result < 0:
+            return -load_relaxed_i32(_c_errno_location())
+        return result
+
+    return impl
+
+
+@overload(process_vm_readv)
+def _ol_process_vm_readv(pid, local_hva, remote_hva, n):  # type: ignore[no-untyped-def]
+    def impl(pid, local_hva, remote_hva, n):  # type: ignore[no-untyped-def]
+        result = _c_process_vm_readv(pid, local_hva, n, remote_hva, n, 0)
+        if result < 0:
+            return -load_relaxed_i32(_c_errno_location())
+        return result
+
+    return impl
+
+
+@overload(process_vm_writev)
+def _ol_process_vm_writev(pid, local_hva, remote_hva, n):  # type: ignore[no-untyped-def]
+    def impl(pid, local_hva, remote_hva, n):  # type: ignore[no-untyped-def]
+        result = _c_process_vm_writev(pid, local_hva, n, remote_hva, n, 0)
         if result < 0:
             return -load_relaxed_i32(_c_errno_location())
         return result
