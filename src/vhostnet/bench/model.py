@@ -27,6 +27,7 @@ class Metric:
         title: for readers.
         unit: likewise.
         better: what is good.
+        limit: what ours must not exceed (`better` is "lower"); None: nothing.
         bars: peer -> the ratio to reach, where above 1 means that we are the better one.
     """
 
@@ -35,6 +36,7 @@ class Metric:
     unit: str
     better: Literal["higher", "lower"]
     bars: Mapping[str, float] = field(default_factory=dict)
+    limit: float | None = None
 
 
 @dataclass
@@ -75,6 +77,8 @@ class Case:
         sides: name -> side; ours is `OURS`, the others are peers.
         busy_threads: that are never idle meanwhile; with more of them than cores there is no bar.
         quick: part of `--quick`.
+        start_s, parts: a guess of how long a run takes beside measuring, and how often it
+            measures.
     """
 
     name: str
@@ -83,6 +87,8 @@ class Case:
     sides: Mapping[str, Side]
     busy_threads: int = 2
     quick: bool = False
+    start_s: float = 3.0
+    parts: int = 1
 
 
 @dataclass(frozen=True)

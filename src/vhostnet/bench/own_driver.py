@@ -15,14 +15,22 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from vhostnet.uapi.virtio import VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, mask
-from vhostnet_frontend import DEFAULT_FEATURES, NetDriver, VhostUserTransport
+from vhostnet_frontend import (
+    DEFAULT_FEATURES,
+    GuestMemory,
+    NetDriver,
+    Region,
+    RegionSpec,
+    VhostUserTransport,
+)
 
 _CONNECT_S = 10.0
 _WARM_UP_S = 0.5
+_BUFFER = 2048
 _TRIPS, _LOST_MS = 500, 1000
 _ETHERNET = b"\x02\0\0\0\0\0" + b"\x02\0\0\0\0\x01" + b"\x88\xb5"
 
@@ -32,6 +40,15 @@ def frame(size: int) -> bytes:
     return (_ETHERNET + bytes(k & 0xFF for k in range(size)))[:size]
 
 
+class _SlotTransport(VhostUserTransport):
+    """Adds regions one by one, as QEMU does: one message cannot carry so many descriptors."""
+
+    def set_mem_table(self, regions: Sequence[Region]) -> None:
+        super().set_mem_table(regions[:1])
+        for region in regions[1:]:
+            self.add_mem_reg(region)
+
+
 def open_driver(args: argparse.Namespace, path: str) -> NetDriver:
     """Connect and negotiate; the rings are not running yet."""
     features = DEFAULT_FEATURES
@@ -39,9 +56,20 @@ def open_driver(args: argparse.Namespace, path: str) -> NetDriver:
         features |= mask(VIRTIO_F_RING_PACKED)
     if args.in_order:
         features |= mask(VIRTIO_F_IN_ORDER)
-    return NetDriver(
-        VhostUserTransport.connect(path, wait=_CONNECT_S), features=features, num=args.num
-    )
+    transport = _SlotTransport.connect(path, wait=_CONNECT_S)
+    memory = None if args.regions == 1 else GuestMemory(region_specs(args.regions, args.num))
+    return NetDriver(transport, features=features, num=args.num, memory=memory)
+
+
+def region_specs(n: int, num: int) -> list[RegionSpec]:
+    """n regions for two rings of num entries; the last one is large enough for all of it.
+
+    It stands last in the table, so that a search from the front meets all the others first.
+    """
+    whole = num * (4 * _BUFFER + 64) + (4 << 20)
+    first, step = 0x4000_0000, 0x20_0000
+    small = [RegionSpec(4096, first + k * step) for k in range(n - 1)]
+    return [*small, RegionSpec(whole, first + n * step)]
 
 
 def send(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
@@ -115,6 +143,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--num", type=int, default=1024)
+    parser.add_argument("--regions", type=int, default=1)
     parser.add_argument("--packed", action="store_true")
     parser.add_argument("--in-order", action="store_true")
     parser.add_argument("--asleep", action="store_true")

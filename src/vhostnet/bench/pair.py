@@ -106,13 +106,16 @@ def dpdk(
         yield testpmd
 
 
-def our_driver(run: Run, what: str, **options: Any) -> Mapping[str, float]:
+def our_driver(
+    run: Run, what: str, sockets: Sequence[Path] = (), **options: Any
+) -> Mapping[str, float]:
     """Run our own driver in a process of its own on the driver's core.
 
     Args:
         what: and `options`: see `own_driver`.
+        sockets: other ones than `socket_of(run)`.
     """
-    argv = driver_command(run, what, **options)
+    argv = driver_command(run, what, sockets, **options)
     timeout = 60.0 + 2 * float(options.get("seconds", run.seconds))
     # A cold cache: its kernels are compiled first.
     said = output_of(argv, prefix=pinned(run.driver_cpu), timeout=timeout + 180)
@@ -120,9 +123,11 @@ def our_driver(run: Run, what: str, **options: Any) -> Mapping[str, float]:
     return found
 
 
-def driver_command(run: Run, what: str, **options: Any) -> list[str]:
+def driver_command(run: Run, what: str, sockets: Sequence[Path] = (), **options: Any) -> list[str]:
     """The command that `our_driver` runs."""
-    argv = ["-m", "vhostnet.bench.own_driver", what, "--socket", str(socket_of(run))]
+    argv = ["-m", "vhostnet.bench.own_driver", what]
+    for path in sockets or [socket_of(run)]:
+        argv += ["--socket", str(path)]
     for name, value in {"seconds": run.seconds, **options}.items():
         if value is True:
             argv.append(f"--{name.replace('_', '-')}")

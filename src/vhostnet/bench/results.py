@@ -128,12 +128,14 @@ def _metric(check: _Checker, data: Any, at: str) -> Metric:
     else:
         raise UsageError(f"{check.where}: {at}.metrics: better is {metric.get('better')!r}")
     bars = check.mapping(metric.get("bars"), f"{at}.metrics.bars")
+    limit = metric.get("limit")
     return Metric(
         check.text(metric, "key"),
         check.text(metric, "title"),
         check.text(metric, "unit"),
         better,
         {peer: check.number(bar, f"{at}.metrics.bars.{peer}") for peer, bar in bars.items()},
+        None if limit is None else check.number(limit, f"{at}.metrics.limit"),
     )
 
 

@@ -21,8 +21,6 @@ from vhostnet.errors import HostError
 #: Fewer runs or shorter ones are for trying out.
 MIN_RUNS, MIN_SECONDS = 5, 2.0
 PATIENCE = 2
-# Processes start, connect and warm up; a guess for the time that is left.
-_START_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class Settings:
 def expected_s(workloads: Sequence[Workload], settings: Settings) -> dict[str, float]:
     """Every step of a run by name, with a guess of its seconds, for `Progress`."""
     return {
-        _step(workload, case, side, turn): settings.seconds + _START_S
+        _step(workload, case, side, turn): case.parts * settings.seconds + case.start_s
         for workload in workloads
         for case in settings.chosen(workload)
         for turn in range(settings.runs)

@@ -13,13 +13,18 @@ NONE = "–"
 
 
 def verdict(result: WorkloadResult, case: CaseResult, metric: Metric) -> str:
-    """Whether the bars were reached."""
-    if not metric.bars:
+    """Whether the bars were reached, and the limit kept."""
+    if not metric.bars and metric.limit is None:
         return ""
     if too_many_threads(result, case):
         return "no bar: more busy threads than cores"
     found = peer_ratios(case, metric)
     parts = []
+    if metric.limit is not None:
+        mine = side_summary(case, OURS, metric)
+        kept = mine is not None and mine.median <= metric.limit
+        answer = "not measured" if mine is None else "kept" if kept else "**not kept**"
+        parts.append(f"≤ {metric.limit:g}: {answer}")
     for peer, bar in metric.bars.items():
         ratio = found.get(peer)
         if ratio is None:
@@ -83,7 +88,7 @@ def as_markdown(result: WorkloadResult) -> str:
     sides = list(dict.fromkeys(side for case in result.cases for side in case.sides))
     peers = [side for side in sides if side != OURS]
     head = ["case", "", *sides, *(f"ratio to {peer}" for peer in peers)]
-    has_bars = any(metric.bars for case in result.cases for metric in case.metrics)
+    has_bars = any(verdict(result, case, m) for case in result.cases for m in case.metrics)
     if has_bars:
         head.append("bar")
     rows = [head, ["---"] * 2 + ["---:"] * (len(sides) + len(peers)) + ["---"] * has_bars]

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from samples import RATE, result, side
+from samples import DELAY, RATE, result, side
 
 from vhostnet.bench import publish
 from vhostnet.bench.plots import as_svg
@@ -77,6 +77,13 @@ def test_with_several_peers_each_bar_names_its_own() -> None:
     assert rows(as_markdown(several))["64 B"][-1] == (
         "≥ 0.6 to other: **not reached**; ≥ 1 to peer: reached"
     )
+
+
+@pytest.mark.parametrize(("limit", "answer"), [(35.0, "kept"), (34.9, "**not kept**")])
+def test_a_limit_is_for_our_median(limit: float, answer: str) -> None:
+    limited = result()
+    limited.cases[1].metrics = [replace(DELAY, bars={}, limit=limit)]
+    assert rows(as_markdown(limited))["asleep"][-1] == f"≤ {limit:g}: {answer}"
 
 
 def test_a_disturbed_result_says_so_first() -> None:

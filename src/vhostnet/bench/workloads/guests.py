@@ -109,6 +109,8 @@ def _cases() -> Sequence[Case]:
                 QEMU: partial(peer, properties=properties),
             },
             quick=not properties,
+            start_s=8.0,
+            parts=4,
         )
         for name, properties in CARDS.items()
     ]
