@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 BACKEND_SPECS = {
     "tap": "tap:NAME",
     "tap-fd": "tap-fd:N[+N...]",
-    "null": "null",
+    "null": "null[:checksum]",
     "loop": "loop",
     "gen": "gen:size=N",
 }
@@ -50,6 +50,9 @@ def check_spec(spec: str) -> tuple[str, str]:
             raise UsageError(
                 f"backend {spec!r}: a frame has {GEN_SIZE_MIN} to {GEN_SIZE_MAX} bytes"
             )
+    elif kind == "null":
+        if argument not in ("", "checksum"):
+            raise UsageError(f"backend {spec!r}: null takes only :checksum")
     elif argument:
         raise UsageError(f"backend {spec!r}: {kind} takes no argument")
     return kind, argument
@@ -79,7 +82,7 @@ def open_backend(spec: str, queue_pairs: int, fill_checksums: bool) -> Backend:
     if kind == "null":
         from .memory_backends import NullBackend
 
-        return NullBackend(queue_pairs)
+        return NullBackend(queue_pairs, checksum=bool(argument))
     if kind == "loop":
         from .memory_backends import LoopBackend
 

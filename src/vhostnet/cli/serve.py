@@ -43,7 +43,8 @@ EPILOG = """\
 backends:
   tap:NAME      the TAP interface NAME, made if it does not exist and we may
   tap-fd:N      a TAP that our parent opened, as descriptor N (N+N for two queue pairs)
-  null          takes every packet and drops it; sends none
+  null          takes every packet, copies it and drops it; sends none (null:checksum: logs a
+                sum of the copies when the front-end leaves)
   loop          sends every packet back to the guest
   gen:size=N    sends packets of N bytes as fast as the guest takes them
 

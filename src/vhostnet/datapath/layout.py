@@ -310,6 +310,9 @@ NULL = _record(
     "sink_hva",
     "sink_size",
     "sink_pos",
+    # for a proof that all is copied: is the copy of each packet summed up, and the sum so far
+    "sums",
+    "sink_sum",
 )
 
 #: Gives the same frame for ever; takes and drops.
