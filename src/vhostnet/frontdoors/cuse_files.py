@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from vhostnet.errors import PeerError
 from vhostnet.frontdoors.event_loop import READABLE, Loop
+from vhostnet.frontdoors.foreign_file import harmless
 from vhostnet.frontdoors.foreign_process import CallerIsGone, ForeignThread
 from vhostnet.frontdoors.peer_log import PeerLog
 from vhostnet.protocol.cuse_ioctl import IoctlArgument
@@ -42,7 +43,10 @@ class _Caller:
         self._thread = thread
         self.read = memory.read
         self.write = memory.write
-        self.descriptor = thread.descriptor
+
+    def descriptor(self, fd: int) -> int:
+        """As `ForeignThread.descriptor`; never a file that could hold us up."""
+        return harmless(self._thread.descriptor(fd))
 
     @property
     def pid(self) -> int:

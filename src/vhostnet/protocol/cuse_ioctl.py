@@ -16,8 +16,9 @@ writes although it is encoded as reading only.
 
 The other way would be to read the caller's memory by its pid.  It saves the round trip, but
 it is wrong where the caller is in a pid namespace that we cannot see, needs the right to
-ptrace it, and has to care for pages that the caller itself may not write.  The kernel copies
-as the caller; a bad address is EFAULT without our doing anything.
+ptrace it, has to care for pages that the caller itself may not write, and waits where the
+caller's page fault would (userfaultfd), with all other devices.  The kernel copies as the caller
+and in its time; a bad address is EFAULT without our doing anything.
 
 Source: Linux fs/fuse/ioctl.c fuse_do_ioctl().
 """

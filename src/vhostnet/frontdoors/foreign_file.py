@@ -1,0 +1,101 @@
+"""Open files of others: only kinds that cannot hold us up are looked at and closed by control.
+
+A caller may name any file of its own as a kick or a backend.  To look at one of a file system in
+user space (fstat), and to close the last reference to it, is to wait for that file system's
+program: the caller's own.  Worst is a file of our own CUSE device: its last close waits for us.
+
+So a file is first asked what it is in a way that asks nobody else (statx, AT_STATX_DONT_SYNC).
+What can be of use here, an eventfd, a TUN/TAP or macvtap device, a packet socket, is let
+through; for all else a file that is none of these stands in, with the same errno in the end, and
+the other one is closed by a thread that may wait for as long as it likes.
+
+Source: Linux fs/fuse/dir.c fuse_update_get_attr(), file.c fuse_flush(), fuse_sync_release().
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import socket
+import stat
+import struct
+import threading
+
+from vhostnet.errors import PeerError
+
+#: Threads that close something at once; nobody honest has any.
+MAX_CLOSING = 256
+
+_AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000
+_STATX_TYPE, _STATX_SIZE = 1, 256
+# of struct statx: stx_mode; stx_rdev_major, stx_rdev_minor
+_MODE, _RDEV = struct.Struct("=28xH"), struct.Struct("=128xII")
+_TUN = (10, 200)
+_libc = ctypes.CDLL(None, use_errno=True)
+_closing = threading.BoundedSemaphore(MAX_CLOSING)
+
+
+def harmless(fd: int) -> int:
+    """*fd*, or in its place a descriptor of a file that is of no use; *fd* is ours.
+
+    Raises:
+        PeerError: EMFILE, somebody keeps too many files from being closed.
+    """
+    if _is_of_use(fd):
+        return fd
+    stand_in = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    held = _closing
+    if not held.acquire(blocking=False):
+        os.close(stand_in)
+        # one more that is never closed is better than to wait for it
+        raise PeerError("too many files of others that cannot be closed", errno.EMFILE)
+    threading.Thread(target=_close, args=(fd, held), name="closing", daemon=True).start()
+    return stand_in
+
+
+def _close(fd: int, held: threading.BoundedSemaphore) -> None:
+    try:
+        os.close(fd)
+    finally:
+        held.release()
+
+
+def _is_of_use(fd: int) -> bool:
+    try:
+        name = os.readlink(f"/proc/self/fd/{fd}")  # of the kernel's own making, asks nobody
+    except OSError:
+        return False
+    if name.startswith("anon_inode:"):
+        return name == "anon_inode:[eventfd]"
+    mode, device = _what(fd)
+    if stat.S_ISSOCK(mode):
+        return _domain(fd) == socket.AF_PACKET  # others may linger when they are closed
+    return stat.S_ISCHR(mode) and (device == _TUN or _subsystem(device) == "macvtap")
+
+
+def _what(fd: int) -> tuple[int, tuple[int, int]]:
+    """(mode, number of the device) as far as the kernel itself knows; (0, …): it does not."""
+    answer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    if _libc.statx(fd, b"", flags, _STATX_TYPE, answer) < 0:
+        return 0, (0, 0)
+    (mode,) = _MODE.unpack_from(answer)
+    return mode, _RDEV.unpack_from(answer)
+
+
+def _domain(fd: int) -> int:
+    probe = socket.socket(fileno=fd)
+    try:
+        return probe.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
+    except OSError:
+        return -1
+    finally:
+        probe.detach()
+
+
+def _subsystem(device: tuple[int, int]) -> str:
+    try:
+        return os.path.basename(os.readlink(f"/sys/dev/char/{device[0]}:{device[1]}/subsystem"))
+    except OSError:
+        return ""
