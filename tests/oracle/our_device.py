@@ -18,6 +18,7 @@ class OurMemory:
 
     remote = None
     n_mapped = 0
+    mem_fd = -1
 
     def __init__(self) -> None:
         self._ranges: list[tuple[int, int]] = []
@@ -81,7 +82,8 @@ class OurDevice(InProcessTransport):
 
         def noting_logs(pid: int) -> OwnerMemory:
             memory = memory_of(pid)
-            memory.log = lambda address: (address, self._logs.get(address, 0))  # type: ignore[method-assign]
+            if isinstance(memory, OurMemory):
+                memory.log = lambda address: (address, self._logs.get(address, 0))  # type: ignore[method-assign]
             return memory
 
         verbs = KernelVerbs(VhostNet("oracle", linux_abi), noting_logs)

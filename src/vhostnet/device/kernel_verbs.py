@@ -47,6 +47,7 @@ from vhostnet.uapi.virtio import (
 )
 
 from .memory import MemoryTable, Region
+from .remote_log import RemoteLog
 from .ring_formats import VringAddresses
 from .vhost_net import VhostNet
 from .vring import RemoteOwner
@@ -56,6 +57,8 @@ MAX_MEM_REGIONS = 64
 BACKEND_FEATURES = mask(VHOST_BACKEND_F_IOTLB_MSG_V2)
 #: TASK_SIZE_MAX of x86-64 with four levels of page tables.
 USER_LIMIT = (1 << 47) - 4096
+#: Guest memory beyond it is not logged where the bitmap is not mapped: 32 MiB of bitmap.
+MAX_LOGGED = 1 << 40
 _WORD = 1 << 64
 #: What our own tables compute with.
 _IOVA_LIMIT = 1 << 63
@@ -90,6 +93,10 @@ class OwnerMemory(Protocol):
 
     def log(self, address: int) -> tuple[int, int]:
         """(hva, bytes) from the owner's *address* on that may hold a bitmap; (0, 0): none."""
+
+    @property
+    def mem_fd(self) -> int:
+        """Its /proc/PID/mem, for what is not mapped; -1: there is nothing else."""
 
     def stop_batching(self) -> None:
         """`remote`, if it comes to be, is not to name the owner's pid; see RemoteOwner."""
@@ -143,6 +150,7 @@ class KernelVerbs:
         self._busyloop = [0, 0]
         self._addresses = [VringAddr(index, 0, 0, 0, 0, 0) for index in (0, 1)]
         self._log_address = 0
+        self._log: RemoteLog | None = None
         self._misses.clear()
 
     def check_owner(self) -> None:
@@ -174,6 +182,7 @@ class KernelVerbs:
         with self.net.quiesced():
             self.net.set_features(features)
             self._set_headers()
+        self.sync_log()
 
     def _set_headers(self) -> None:
         made = self.net.features >> VHOST_NET_F_VIRTIO_NET_HDR & 1
@@ -238,6 +247,8 @@ class KernelVerbs:
         self.net.reset_owner()
         self._close_queues(queues)
         self._table.release()
+        if self._log is not None:
+            self._log.close()
         self.net.user_space = None
         if self._memory is not None:
             self._memory.release()
@@ -252,7 +263,7 @@ class KernelVerbs:
     def set_mem_table(self, regions: Sequence[MemoryRegion], padding: int = 0) -> None:
         """VHOST_SET_MEM_TABLE: EOPNOTSUPP for padding, E2BIG, EFAULT for a bad region."""
         self.check_owner()
-        self.net.flush()
+        self._flush()
         if padding:
             raise PeerError(f"{self.net.name}: padding {padding:#x}", errno.EOPNOTSUPP)
         if len(regions) > MAX_MEM_REGIONS:
@@ -281,6 +292,8 @@ class KernelVerbs:
                 self.net.user_space = memory.space()
                 self.net.set_mem_table(table)
         old.release()
+        if self._log is not None:  # which may be too short now
+            self._open_log()
 
     def _reach(self, ranges: Sequence[tuple[int, int]]) -> None:
         """Rings and translations may lie beside the table, where nothing of it is mapped."""
@@ -318,7 +331,7 @@ class KernelVerbs:
         Linux knows no end of it; we log what of it is mapped where it begins.
         """
         self.check_owner()
-        self.net.flush()
+        self._flush()
         old, self._log_address = self._log_address, address
         if self.net.features >> VHOST_F_LOG_ALL & 1 and any(map(self.net.active, (0, 1))):
             try:
@@ -326,12 +339,38 @@ class KernelVerbs:
             except PeerError:
                 self._log_address = old
                 raise
-        self.net.set_log(*self._owner_memory.log(address))
+        self._open_log()
+
+    def _open_log(self) -> None:
+        """Log where the owner said, for as much guest memory as there is now."""
+        hva, size = self._owner_memory.log(self._log_address)
+        old, self._log = self._log, None
+        mem_fd = self._owner_memory.mem_fd
+        if size == 0 and self._log_address and mem_fd >= 0:
+            end = max((r.guest_phys_addr + r.memory_size for r in self._wanted or ()), default=0)
+            size = min(end, MAX_LOGGED) // _BITS_OF_A_BYTE_OF_LOG + 1
+            self._log = RemoteLog(
+                self.owner_pid, mem_fd, self._log_address, size, self.net.quiesced
+            )
+            hva = self._log.hva
+        self.net.set_log(hva, size)
+        if old is not None:
+            old.close()
+
+    def _flush(self) -> None:
+        """As VhostNet.flush, and what it logged is in the owner's bitmap."""
+        self.net.flush()
+        self.sync_log()
+
+    def sync_log(self) -> None:
+        """Return when the owner's bitmap has every page that was written."""
+        if self._log is not None:
+            self._log.sync()
 
     def set_log_fd(self, fd: int) -> None:
         """VHOST_SET_LOG_FD: EBADF, EINVAL.  As all that take one: *fd* stays the caller's."""
         self.check_owner()
-        self.net.flush()
+        self._flush()
         self.net.set_log_fd(eventfd_copy(fd))
 
     # --- rings --------------------------------------------------------------------------------
@@ -447,7 +486,7 @@ class KernelVerbs:
             self._close_queues([queue])
             raise
         self._close_queues([old])
-        self.net.flush()
+        self._flush()
 
     def _queue_of(self, fd: int) -> TapFile:
         """The queue that *fd* is, known or new."""

@@ -147,6 +147,11 @@ class OwnerMemory:
                 return r.hva + address - r.uva, r.uva + r.size - address
         return 0, 0
 
+    @property
+    def mem_fd(self) -> int:
+        """Its /proc/PID/mem."""
+        return self._mem_fd
+
     def _go_remote(self) -> None:
         self.remote = RemoteOwner(self.pid, self._mem_fd, self._batched)
         self._mapped = []
