@@ -562,6 +562,11 @@ class KernelVerbs:
         body = IotlbMsg(iova, 0, 0, perm, VHOST_IOTLB_MISS)
         return MSG.pack(Msg(VHOST_IOTLB_MSG, 0, body))
 
+    def unread(self, messages: Sequence[bytes]) -> None:
+        """Put back what `read` gave, before what has come since."""
+        found = [MSG.unpack(message).iotlb for message in messages]
+        self._misses.extendleft((body.iova, body.perm) for body in reversed(found))
+
     def readable(self) -> bool:
         """poll: whether `read` has something."""
         return bool(self._misses)

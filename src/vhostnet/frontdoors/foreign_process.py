@@ -23,7 +23,7 @@ import struct
 from collections.abc import Callable
 from types import TracebackType
 
-from vhostnet.errors import PeerError
+from vhostnet.errors import HostError, PeerError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_GETFD = 438
@@ -49,6 +49,35 @@ class CallerIsGone(PeerError):
         super().__init__(f"thread {tid} is gone", errno.ESRCH)
 
 
+def check_descriptors() -> None:
+    """Whether descriptors of other processes can be taken at all.
+
+    Raises HostError: a container's rules forbid it, or Linux is older than 5.6.
+    """
+    pidfd = os.pidfd_open(os.getpid())
+    try:
+        ours, code = _pidfd_getfd(pidfd, pidfd)
+    finally:
+        os.close(pidfd)
+    if code == errno.ENOSYS:
+        raise HostError("pidfd_getfd is missing: Linux 5.6 has it, some containers hide it", code)
+    if code:
+        raise HostError(
+            f"pidfd_getfd is forbidden here ({os.strerror(code)}): a container's seccomp profile, "
+            "which Docker's --cap-add SYS_PTRACE makes wider",
+            code,
+        )
+    os.close(ours)
+
+
+def _pidfd_getfd(pidfd: int, fd: int) -> tuple[int, int]:
+    """(descriptor, errno)."""
+    ours: int = _libc.syscall(
+        ctypes.c_long(_SYS_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(fd), ctypes.c_uint(0)
+    )
+    return ours, ctypes.get_errno() if ours < 0 else 0
+
+
 def thread_group(tid: int) -> int:
     """The process (thread group) of thread *tid*.  Raises CallerIsGone."""
     try:
@@ -72,7 +101,8 @@ class ForeignThread:
 
     def __init__(self, tid: int, still_waits: Callable[[], bool] = lambda: True) -> None:
         self.tid = tid
-        self._still_waits = still_waits
+        #: whether the thread waits for us, and its number is its own
+        self.still_waits = still_waits
         self._pid = 0
         self._mem = self._maps = self._pidfd = -1
 
@@ -147,14 +177,8 @@ class ForeignThread:
         if self._pidfd < 0:
             self._pidfd = self._open_pidfd()
             self._check()
-        ours: int = _libc.syscall(
-            ctypes.c_long(_SYS_PIDFD_GETFD),
-            ctypes.c_int(self._pidfd),
-            ctypes.c_int(fd),
-            ctypes.c_uint(0),
-        )
-        if ours < 0:
-            code = ctypes.get_errno()
+        ours, code = _pidfd_getfd(self._pidfd, fd)
+        if code:
             if code == errno.ESRCH:
                 raise CallerIsGone(self.tid)
             raise PeerError(f"descriptor {fd} of thread {self.tid}: {os.strerror(code)}", code)
@@ -163,7 +187,7 @@ class ForeignThread:
     # --- taking hold --------------------------------------------------------------------------
 
     def _check(self) -> None:
-        if not self._still_waits():
+        if not self.still_waits():
             self.close()  # it may be a stranger's
             raise CallerIsGone(self.tid)
 

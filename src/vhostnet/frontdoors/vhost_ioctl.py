@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from vhostnet.device.kernel_verbs import MAX_MEM_REGIONS, KernelVerbs
@@ -132,6 +132,10 @@ class VhostFile:
         """read(2) that does not wait: EAGAIN if there is nothing."""
         return self.verbs.read(size)
 
+    def unread(self, messages: Sequence[bytes]) -> None:
+        """Messages that `read` has given, and that did not reach anybody: they come first."""
+        self.verbs.unread(messages)
+
     def would_sleep_for_ever(self) -> bool:
         """Whether a read that waits is to be refused (EBADFD): there is no IOTLB to miss."""
         return self.verbs.net.iotlb is None
@@ -139,6 +143,10 @@ class VhostFile:
     def readable(self) -> bool:
         """poll(2): POLLIN | POLLRDNORM, or nothing."""
         return self.verbs.readable()
+
+    def runs(self) -> bool:
+        """Whether a ring has a backend."""
+        return any(map(self.verbs.net.active, range(_N_RINGS)))
 
     def release(self) -> None:
         """The last reference to the open file is gone."""

@@ -5,6 +5,7 @@ The order of checks is Linux's: see vhost_ioctl.py.  The caller is a dictionary 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
@@ -533,6 +534,29 @@ def test_messages_are_anybodys_to_write_once_there_is_an_iotlb(opened) -> None:
     for kind in (0, 1, 4, 5, 6, 7):
         assert refusal(message(PAGE, PAGE, AT, 3, kind)) == errno.EFAULT
     assert device.file.write(message(0, 0, 0, 0, 3)) == 72
+
+
+def test_messages_that_were_read_and_reached_nobody_come_first_again(opened) -> None:
+    device = opened()
+    assert device.call(vhost.VHOST_SET_FEATURES, "Q", V1 | mask(VIRTIO_F_ACCESS_PLATFORM)) == 0
+    for iova in (1, 2, 3):
+        device.net.on_iotlb_miss(iova * PAGE, iova)
+    taken = [device.file.read(72), device.file.read(72)]
+    assert taken == [message(iova * PAGE, 0, 0, iova, 1) for iova in (1, 2)]
+    device.file.unread(taken)
+    assert [device.file.read(72) for _ in range(3)] == [
+        message(iova * PAGE, 0, 0, iova, 1) for iova in (1, 2, 3)
+    ]
+    assert not device.file.readable()
+    with pytest.raises(PeerError) as refused:
+        device.file.read(72)
+    assert refused.value.errno == errno.EAGAIN
+    device.file.unread(taken)
+    with contextlib.suppress(PeerError):  # there is no table: EFAULT, after they were dropped
+        device.file.ioctl(
+            device.caller, vhost.VHOST_NET_SET_BACKEND, device.caller.put("Ii", 0, -1)
+        )
+    assert not device.file.readable()
 
 
 def test_release_closes_what_it_has(opened: Any) -> None:

@@ -1,0 +1,60 @@
+"""What is behind the open files of a tree: devices, and the memory of their owners."""
+
+from __future__ import annotations
+
+import os
+
+from vhostnet.device.kernel_verbs import KernelVerbs
+from vhostnet.device.owner_memory import OwnerMemory
+from vhostnet.device.vhost_net import VhostNet
+from vhostnet.frontdoors.vhost_ioctl import VhostFile
+
+from .abi import native
+from .listener_raw import PathReader
+
+
+class TreeDevices:
+    """Makes devices; knows whose memory may be reached by its pid.
+
+    A pid stands for an address space until the process runs exec or its pid is given to another
+    one.  Both we know beforehand for a child of ours: its exec is trapped, and nobody else may
+    reap it.  (Some containers forbid reaching memory by pid altogether.)
+
+    Args:
+        linux_abi: the version of Linux to behave as.
+    """
+
+    def __init__(self, linux_abi: str) -> None:
+        self._linux_abi = linux_abi
+        self._remote = PathReader(native()).remote
+        #: Processes of which a thread was let go on into an exec while there were others: it may
+        #: come to its end at any time.
+        self._in_exec: set[int] = set()
+
+    def open(self, name: str) -> VhostFile:
+        """A device of its own for an open file."""
+        return VhostFile(KernelVerbs(VhostNet(name, self._linux_abi), self._memory_of))
+
+    def _memory_of(self, pid: int) -> OwnerMemory:
+        batched = self._remote and pid not in self._in_exec and _parent_of(pid) == os.getpid()
+        return OwnerMemory(pid, batched=batched)
+
+    def before_exec(self, pid: int, has_other_threads: bool) -> None:
+        """A thread of process *pid* is about to run exec (which may fail)."""
+        if has_other_threads:
+            self._in_exec.add(pid)
+
+    def process_is_gone(self, pid: int) -> None:
+        """Process *pid* has ended, and its number is not free yet."""
+        self._in_exec.discard(pid)
+
+
+def _parent_of(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"PPid:"):
+                    return int(line.split()[1])
+    except OSError:
+        pass
+    return 0
