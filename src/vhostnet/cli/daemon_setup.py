@@ -31,7 +31,7 @@ def add_ready_option(group: argparse._ArgumentGroup, when: str) -> None:
     )
 
 
-def add_log_options(group: argparse._ArgumentGroup) -> None:
+def add_log_options(group: argparse._ActionsContainer) -> None:
     """Add --log-level and --log-format."""
     group.add_argument("--log-level", choices=tuple(logs.LEVELS), default="info")
     group.add_argument("--log-format", choices=tuple(logs.FORMATS), default="text")

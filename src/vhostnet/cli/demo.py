@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
         "  vhostnet demo --quick\n"
+        "  vhostnet demo --door run       /dev/vhost-net, with no kernel module\n"
         "  vhostnet demo --shell          look around in the guest yourself\n"
         "  vhostnet demo --json out.json\n"
         "\n"
@@ -30,6 +31,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--shell", action="store_true", help="boot the guest and give its console, measure nothing"
+    )
+    parser.add_argument(
+        "--door",
+        choices=("vhost-user", "run"),
+        default="vhost-user",
+        help="how the guest's card reaches vhostnet: a vhost-user socket (the default), or "
+        "QEMU's own tap,vhost=on in `vhostnet run`",
     )
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the numbers to FILE too")
     parser.add_argument(
@@ -50,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
     if args.prepare:
         prepare()
         return 0
-    options = DemoOptions(quick=args.quick, shell=args.shell, json_file=args.json, accel=args.accel)
+    options = DemoOptions(args.quick, args.shell, args.json, args.accel, args.door)
     try:
         return run_demo(options)
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from typing import TextIO
 
 LEVELS = {
     "error": logging.ERROR,
@@ -90,3 +91,10 @@ def set_up(level: str, form: str) -> None:
     logger = logging.getLogger("vhostnet")
     logger.handlers[:] = [handler]
     logger.setLevel(LEVELS[level])
+
+
+def send_to(stream: TextIO) -> None:
+    """Send what `set_up` has set up to another place than stderr."""
+    for handler in logging.getLogger("vhostnet").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setStream(stream)

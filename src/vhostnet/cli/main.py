@@ -20,6 +20,7 @@ from vhostnet.errors import EXIT_BUG, EXIT_OK, UsageError, VhostnetError
 
 COMMANDS = {
     "serve": "be the host half of virtio network cards, over vhost-user",
+    "run": "run a command whose /dev/vhost-net is served by us",
     "warm": "compile the data path now, so that no daemon has to",
     "bench": "measure vhostnet beside its peers",
     "demo": "boot a Linux guest on vhostnet and show what it can do",
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    if PRINT_CAPABILITIES in words:
+    if PRINT_CAPABILITIES in words[: _end_of_our_own(words)]:
         from vhostnet.cli.capabilities import capabilities
 
         print(capabilities(), flush=True)
@@ -82,8 +83,19 @@ def _run(words: list[str]) -> int:
     module = importlib.import_module(f"vhostnet.cli.{command}")
     parser = Parser(prog=f"vhostnet {command}")
     module.add_arguments(parser)
-    status: int = module.main(parser.parse(rest))
+    parse = parser.parse_with_command if getattr(module, "COMMAND_FOLLOWS", False) else parser.parse
+    try:
+        status: int = module.main(parse(rest))
+    except VhostnetError as error:
+        # A command that runs another one keeps that one's statuses free.
+        error.exit_status = getattr(module, "exit_status_of", lambda e: e.exit_status)(error)
+        raise
     return status
+
+
+def _end_of_our_own(words: list[str]) -> int:
+    """Where the words end that are for us: what follows "--" is another command's."""
+    return words.index("--") if "--" in words else len(words)
 
 
 def _top_level_parser() -> Parser:

@@ -30,6 +30,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UsageError(message.removeprefix("argument "))
 
+    def parse_with_command(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse what stands before "--"; what comes after it is `command`, a command line.
+
+        Raises UsageError, also if there is none.
+        """
+        at = words.index("--") if "--" in words else len(words)
+        arguments = self.parse(words[:at])
+        arguments.command = list(words[at + 1 :])
+        if not arguments.command:
+            raise UsageError(f"a command is needed: {self.prog} [options] -- COMMAND ...")
+        return arguments
+
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse all of `words`, or raise UsageError."""
         # An option that does not exist is what people most often get wrong.  It is looked for

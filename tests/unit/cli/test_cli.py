@@ -30,9 +30,9 @@ GET_FEATURES = struct.pack("=III", 1, 1, 0)
 NULL = ["--backend", "null"]
 
 WRONG = [
-    ([], "a command is needed: serve, warm, bench, demo"),
+    ([], "a command is needed: serve, run, warm, bench, demo"),
     (["serv"], "there is no command 'serv' (did you mean serve?)"),
-    (["frobnicate"], "commands are serve, warm, bench, demo"),
+    (["frobnicate"], "commands are serve, run, warm, bench, demo"),
     (["--versoin"], "there is no option --versoin (did you mean --version?)"),
     (["serve"], "one of --socket-path, --fd and --device is needed"),
     (["serve", "--socket-path", "s"], "--backend is needed: one of tap:NAME"),
@@ -95,6 +95,39 @@ def test_a_wrong_command_line_ends_with_status_2_and_one_line_that_helps(words, 
     assert err.startswith("vhostnet: ")
     assert err.count("\n") == 1
     assert text in err
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ([], "a command is needed: vhostnet run [options] -- COMMAND ..."),
+        (["--"], "a command is needed"),
+        (["--log-level=info"], "a command is needed"),
+        (["qemu", "-m", "1G"], "what is 'qemu' for?"),
+        (["--linux-ab=6.1", "--", "true"], "did you mean --linux-abi?"),
+        (["--linux-abi=6.2", "--", "true"], "--linux-abi: invalid choice: '6.2'"),
+        (["--log-file=/no/such/folder", "--", "true"], "--log-file: /no/such/folder: No such"),
+    ],
+    ids=lambda x: " ".join(x) if x else "nothing",
+)
+def test_what_is_wrong_with_run_itself_has_a_status_that_commands_do_not_have(words, text, capsys):
+    assert main(["run", *words]) == 125
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("vhostnet: ")
+    assert err.count("\n") == 1
+    assert text in err
+
+
+def test_options_of_the_command_that_is_run_are_its_own():
+    ended = subprocess.run(
+        [sys.executable, "-m", "vhostnet", "run", "--", "echo", "--help", "--print-capabilities"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=True,
+    )
+    assert ended.stdout == "--help --print-capabilities\n"
 
 
 def test_a_socket_that_can_not_be_made_ends_with_status_4_before_anything_is_compiled(

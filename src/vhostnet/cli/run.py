@@ -1,0 +1,101 @@
+"""`vhostnet run`: a command whose /dev/vhost-net is served by us.
+
+Not here: anything that runs after the options are understood (see `frontdoors.seccomp`).  What
+imports numba is imported in the supervisor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import logging
+import os
+from typing import TYPE_CHECKING
+
+from vhostnet.cli import logs
+from vhostnet.cli.daemon_setup import add_log_options, warm
+from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
+from vhostnet.errors import HostError, VhostnetError
+from vhostnet.frontdoors.seccomp import tree
+
+if TYPE_CHECKING:
+    from vhostnet.frontdoors.seccomp.devices import TreeDevices
+
+logger = logging.getLogger("vhostnet")
+
+#: The command's options are not ours.
+COMMAND_FOLLOWS = True
+
+DESCRIPTION = """\
+Run a command for which /dev/vhost-net is there, whatever the host has: for it and all that it
+starts, with no kernel module and no root.  Other files and calls are the host's as ever.
+"""
+
+EPILOG = """\
+examples:
+  vhostnet run -- qemu-system-x86_64 -m 1G ... \\
+      -netdev tap,id=n0,ifname=tap0,script=no,downscript=no,vhost=on \\
+      -device virtio-net-pci,netdev=n0
+  vhostnet run --linux-abi 6.12 -- bash          # every QEMU that is started there
+  unshare --user --map-root-user --net vhostnet run -- my-test
+
+It is served until the last process of the command's tree has ended (QEMU's -daemonize).
+
+exit status:
+  that of COMMAND, or 128+N if signal N ended it
+  125  vhostnet run itself failed   126  COMMAND cannot be executed   127  it was not found
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `vhostnet run`."""
+    parser.usage = "vhostnet run [options] -- COMMAND ..."
+    parser.description = DESCRIPTION
+    parser.epilog = EPILOG
+    parser.add_argument(
+        "--linux-abi",
+        metavar="VERSION",
+        choices=tuple(LINUX_ABIS),
+        default=NEWEST,
+        help=f"Linux whose driver is reproduced: {', '.join(LINUX_ABIS)} (default: {NEWEST})",
+    )
+    parser.add_argument(
+        "--log-file",
+        metavar="PATH",
+        help="where log lines go, also after COMMAND has ended (default: stderr, until then)",
+    )
+    add_log_options(parser)
+    parser.set_defaults(log_level="warning")
+
+
+def exit_status_of(error: VhostnetError) -> int:
+    """A failure of ours."""
+    return error.exit_status if isinstance(error, tree.CommandError) else tree.EXIT_OWN_FAILURE
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run the command; returns its exit status."""
+    logs.set_up(args.log_level, args.log_format)
+    log_fd = -1 if args.log_file is None else _open_log(args.log_file)
+    return tree.run(args.command, functools.partial(_load, args.linux_abi, log_fd))
+
+
+def _open_log(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as e:
+        raise HostError(f"--log-file: {path}: {e.strerror}", e.errno or 0) from e
+
+
+def _load(linux_abi: str, log_fd: int) -> TreeDevices:
+    """In the supervisor: all that is large."""
+    if log_fd >= 0:
+        logs.send_to(os.fdopen(log_fd, "w", buffering=1))
+    from vhostnet.datapath import catalogue
+    from vhostnet.frontdoors.seccomp.devices import TreeDevices
+
+    names = set(catalogue.kernels_for_character_device())
+    if not catalogue.is_warm(names) and not logger.isEnabledFor(logging.INFO):
+        logger.warning("compiling the data path (once; some seconds)")
+    warm(names, "the character device")
+    return TreeDevices(linux_abi)
