@@ -20,6 +20,7 @@ from vhostnet.demo.guest_image import GuestImage, guest_image
 from vhostnet.demo.machine import Machine, Nic, TapNic, VhostUserNic
 from vhostnet.demo.netns import Namespace
 from vhostnet.demo.qemu import GuestVM
+from vhostnet.demo.run_demo import check_vhost, run_prefix
 from vhostnet.errors import HostError
 
 HOST, GUEST = "192.0.2.1", "192.0.2.2"
@@ -118,6 +119,41 @@ class Bed:
         assert "Traceback" not in (log.read_text() if log.exists() else "")
 
 
+class RunBed(Bed):
+    """QEMU in `vhostnet run`, in a namespace with a TAP: no daemon."""
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "run.log"
+
+    @property
+    def prefix(self) -> list[str]:
+        return [*self.host.prefix, *run_prefix(self.log)]
+
+    def tap(self, queue_pairs: int = 1) -> TapNic:
+        """Make the TAP; QEMU's options for it."""
+        self.queue_pairs = queue_pairs
+        self.host.add_tap("tap0", f"{HOST}/24", queue_pairs=queue_pairs)
+        return TapNic("tap0", queue_pairs=queue_pairs, vhost=True)
+
+    def machine(self, memory: str, *, smp: int = 1, mib: int = 256) -> Machine:
+        """A guest whose memory is "private" (QEMU's default) or "shared"."""
+        return Machine(self.accel, mib, private=memory == "private", smp=smp)
+
+    def start(self, machine: Machine, queue_pairs: int = 1) -> GuestVM:
+        """Boot a guest whose card is ours, and prove that it is."""
+        nic = self.tap(queue_pairs)
+        guest = self.stack.enter_context(GuestVM(self.image, machine, [nic], prefix=self.prefix))
+        guest.wait_for_shell(240.0)
+        guest.add_address(0, f"{GUEST}/24")
+        check_vhost(guest, self.log)
+        return guest
+
+    def supervisor(self) -> int:
+        """The process that the worker threads are of."""
+        return int(self.log.read_text().split("supervisor is process ")[1].split()[0])
+
+
 def _negotiated(guest: GuestVM, bit: int) -> bool:
     """Tell whether the guest's driver and its first card agreed on a feature."""
     return guest.check("cat /sys/bus/virtio/devices/virtio0/features")[bit] == "1"
@@ -154,6 +190,18 @@ def bed(image: GuestImage, accel: str, tmp_path: Path) -> Iterator[Bed]:
 def vhostnet_only() -> None:
     if STAND_IN:
         pytest.skip("says something about vhostnet only")
+
+
+@pytest.fixture
+def run_bed(image: GuestImage, accel: str, tmp_path: Path) -> Iterator[RunBed]:
+    with ExitStack() as stack:
+        try:
+            made = RunBed(image, accel, tmp_path, stack)
+        except HostError as err:
+            pytest.skip(str(err))
+        yield made
+        log = made.log.read_text() if made.log.exists() else ""
+        assert "Traceback" not in log
 
 
 def _bed(image: GuestImage, accel: str, folder: Path) -> Iterator[Bed]:

@@ -141,10 +141,14 @@ class GuestVM:
         """Return what the guest's kernel has printed."""
         return _text(self.folder / "console.log")
 
+    def qemu_log(self) -> str:
+        """Return what QEMU itself has said."""
+        return _text(self.folder / "qemu.log")
+
     def diagnose(self) -> str:
         """Return one line on the guest's state, for messages about its silence."""
         status = self.process.poll()
-        last = "; ".join(_text(self.folder / "qemu.log").strip().splitlines()[-2:])
+        last = "; ".join(self.qemu_log().strip().splitlines()[-2:])
         kernel = "; ".join(self.console_log().strip().splitlines()[-2:])
         state = "QEMU runs" if status is None else f"QEMU ended with status {status}"
         return f"{state} (QEMU: {last or 'nothing'}) (kernel: {kernel or 'nothing'})"
