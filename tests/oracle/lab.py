@@ -142,14 +142,19 @@ class Tap:
 
     def up(self, up: bool = True) -> None:
         """Set the interface up (or down)."""
+        self.set_up(self.name, up)
+
+    @staticmethod
+    def set_up(name: str, up: bool = True) -> None:
+        """Set any interface up (or down), with the largest MTU it takes."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             with contextlib.suppress(OSError):
-                path = f"/proc/sys/net/ipv6/conf/{self.name}/disable_ipv6"
+                path = f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6"
                 with open(path, "w") as file:
                     file.write("1")
-            fcntl.ioctl(s, SIOCSIFMTU, struct.pack("16si20x", self.name.encode(), MTU))
+            fcntl.ioctl(s, SIOCSIFMTU, struct.pack("16si20x", name.encode(), MTU))
             flags = IFF_UP if up else 0
-            fcntl.ioctl(s, SIOCSIFFLAGS, struct.pack("16sH22x", self.name.encode(), flags))
+            fcntl.ioctl(s, SIOCSIFFLAGS, struct.pack("16sH22x", name.encode(), flags))
 
     def exists(self) -> bool:
         """Whether the interface is there."""

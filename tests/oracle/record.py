@@ -39,7 +39,7 @@ def files() -> dict[str, bytes]:
     wanted += [*(device / "uapi").glob("*.py"), *(device / "protocol").glob("*.py")]
     wanted += [file for file in driver.glob("*.py") if not file.name.startswith("fast_")]
     found = {str(file.relative_to(device.parent)): file.read_bytes() for file in wanted}
-    for name in ("__init__.py", "lab.py", "session.py"):
+    for name in ("__init__.py", "lab.py", "networks.py", "session.py"):
         found[f"oracle/{name}"] = (HERE / name).read_bytes()
     for file in (HERE / "scenarios").glob("*.py"):
         found[f"oracle/scenarios/{file.name}"] = file.read_bytes()

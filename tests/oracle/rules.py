@@ -91,8 +91,10 @@ _rules(
         "busyloop": "any 32-bit number, read back as set",
         "backend.order": "EPERM, ENOBUFS, EFAULT for table and rings, then the descriptor",
         "backend.detach": "-1 too is EFAULT without a memory table",
+        "backend.packet": "a raw AF_PACKET socket is a backend too",
         "backend.enotsock": "a descriptor that is neither a TAP nor a packet socket is ENOTSOCK",
-        "backend.einval": "a TUN descriptor without an interface is EINVAL",
+        "backend.einval": "a TUN descriptor without an interface is EINVAL, so is a socket with "
+        "an error pending",
         "backend.efault": "a used ring that cannot be written is EFAULT",
         "ranges": "every verb with a ring index refuses 2 and up with ENOBUFS",
     },
@@ -101,11 +103,6 @@ _not_applicable(
     "1.3.fork_from_owner",
     "SET_/GET_FORK_FROM_OWNER choose what kind of thread the worker is",
     "a kernel matter; a user-space door only remembers the value, in its ioctl layer",
-)
-_not_applicable(
-    "1.3.backend.packet",
-    "a bound raw AF_PACKET socket is a backend too",
-    "ours serves TUN/TAP descriptors so far, and says ENOTSOCK",
 )
 _rules(
     "1.4",
@@ -239,6 +236,8 @@ _rules(
         "wedge": "a header that the TAP refuses wedges the batched path",
         "hdr_len": "hdr_len beyond the frame is no obstacle in the batched path",
         "down": "with the interface down packets vanish and are completed",
+        "packet.emsgsize": "what a packet socket refuses (EMSGSIZE, EINVAL) is dropped, completed",
+        "packet.enetdown": "with a packet socket of an interface that is down: dropped, completed",
         "unbatched": "with a limited send buffer packets go one by one, a refused one is dropped",
         "csum": "NEEDS_CSUM is completed by whoever needs it; hdr_len is raised for it",
     },
@@ -260,6 +259,9 @@ _rules(
     "4.5",
     {
         "1": "a packet in the TAP is delivered as soon as there are buffers",
+        "1.vlan": "a frame with a VLAN tag beside it is four bytes longer",
+        "packet.vlan": "a packet socket of all protocols loses it: four bytes less come than its "
+        "peek says",
         "2.small": "not mergeable, buffer too small: the packet is thrown away, the buffer kept",
         "2.rewind": "too few buffers: those taken are given back",
         "2.block": "a mergeable packet that never fits blocks those behind it",
@@ -275,11 +277,6 @@ _rules(
         "exit": "waiting for packets leaves used->flags at 1",
         "tiny": "a packet goes into as many tiny mergeable buffers as it takes",
     },
-)
-_to_do(
-    "4.5.1.vlan",
-    "a frame with a hardware VLAN tag is four bytes longer",
-    "needs a VLAN interface over the TAP",
 )
 _not_applicable(
     "4.5.5.fault",
@@ -321,12 +318,8 @@ _rules(
         "fd": "the log eventfd is signalled",
         "switch": "logging may be switched on and off while rings run",
         "iotlb": "behind an IOTLB the guest physical pages are marked",
+        "alias": "behind an IOTLB every guest physical alias of a page is marked",
     },
-)
-_to_do(
-    "4.10.alias",
-    "behind an IOTLB every guest physical alias of a page is marked",
-    "ours marks the first; needs two table entries for the same memory",
 )
 _rules(
     "4.11",

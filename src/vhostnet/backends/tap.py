@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vhostnet.datapath.layout import HOLD_SIZE, TAP
+from vhostnet.datapath.layout import HOLD_SIZE, TAP, TAP_HDR_SIZE
 from vhostnet.errors import HostError, UsageError
 from vhostnet.uapi.tun import (
     IFF_ATTACH_QUEUE,
@@ -65,7 +65,6 @@ log = logging.getLogger("vhostnet.tap")
 
 _TUN = "/dev/net/tun"
 _IFREQ = struct.Struct(f"={IFNAMSIZ}sH")
-_HDR_ROOM = 64
 #: A TAP's queue is as long as its txqueuelen; this bounds what is thrown away at a time.
 _DISCARD_MAX = 65536
 
@@ -94,7 +93,7 @@ def tap_queue(fd: int, fill_checksums: bool) -> BackendQueue:
     record: Any = np.zeros(1, TAP)
     hold = np.zeros(HOLD_SIZE, np.uint8)
     bounce = np.zeros(HOLD_SIZE, np.uint8)
-    header = np.zeros(_HDR_ROOM, np.uint8)
+    header = np.zeros(TAP_HDR_SIZE, np.uint8)
     tap = record[0]
     tap["tap_fd"] = fd
     tap["fill_checksums"] = fill_checksums

@@ -38,7 +38,8 @@ def backend_peek(bk: Record) -> tuple[int, int]:
 
     Returns:
         (hva, length) of the packet, header first, in private memory that may be written;
-        (0, 0) if there is none; (0, -EBADFD) if the backend was deleted.
+        (0, 0) if there is none; (0, -EBADFD) if the backend was deleted; (0, -EAGAIN) after many
+        that had to be thrown away: look again, but let others run first.
     """
     raise NotImplementedError
 

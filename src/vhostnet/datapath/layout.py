@@ -278,9 +278,31 @@ WORK_TX_NET = 3
 EVENT_BACKEND = 4
 EVENT_CONTROL = 5
 
+# How frames go in and out of a descriptor; see frame_io.py.
+#: it is ours, and non-blocking
+IO_OWN = 0
+#: a client's TUN/TAP or macvtap
+IO_NOWAIT = 1
+#: the same, of a Linux that does not know RWF_NOWAIT there
+IO_POLLED = 2
+#: a client's packet socket
+IO_PACKET_SOCKET = 3
+
+#: Room for private copies of a header, at TAP's hdr_hva; behind it scratch for system calls: a
+#: struct pollfd or a struct msghdr, one struct iovec, control messages.
+HDR_ROOM = 32
+IO_SCRATCH = HDR_ROOM
+IO_SCRATCH_MSGHDR = 0
+IO_SCRATCH_IOVEC = 64
+IO_SCRATCH_CONTROL = 80
+IO_SCRATCH_CONTROL_SIZE = 256
+TAP_HDR_SIZE = IO_SCRATCH + IO_SCRATCH_CONTROL + IO_SCRATCH_CONTROL_SIZE
+
 #: A queue of a TUN/TAP device, or whatever else one descriptor reads and writes frames of.
 TAP = _record(
     "tap_fd",
+    # IO_*; w: control, but for the worker's step from IO_NOWAIT to IO_POLLED
+    "io",
     # false after EAGAIN, true after EPOLLIN; w: worker
     "readable",
     # the device behind the descriptor was deleted
@@ -299,7 +321,8 @@ TAP = _record(
     # one packet read and not yet delivered: u8[HOLD_SIZE], and its length (0 = none)
     "hold_hva",
     "hold_len",
-    # private copy of a transmitted packet's header, and room for a whole rare packet
+    # u8[TAP_HDR_SIZE], a private copy of a transmitted packet's header and scratch behind it; and
+    # room for a whole rare packet
     "hdr_hva",
     "bounce_hva",
 )

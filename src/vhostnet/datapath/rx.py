@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 from vhostnet.native._jit import helper
@@ -24,6 +25,7 @@ from .vring_ops import (
 from .work import exceeds_weight, ring_error, ring_fault, work_queue
 
 Record = Any
+EAGAIN = errno.EAGAIN
 NO_BUFFERS = 0
 TOO_SMALL = -100
 MALFORMED = -101
@@ -126,7 +128,9 @@ def handle_rx(
     while True:
         packet_hva, need = backend_peek(bk)
         if need <= 0:
-            if need < 0:
+            if need == -EAGAIN:
+                work_queue(worker, WORK_RX_NET)
+            elif need < 0:
                 outcome = HANDLED_BACKEND_GONE
             break
         n_heads, n_iov = get_rx_bufs(vq, mem, iov, heads, need)

@@ -1,8 +1,11 @@
-"""TUN/TAP: one system call a packet, the header in front.
+"""TUN/TAP, and what a client has in its place: one system call a packet, the header in front.
 
 Sending: the header is copied to private memory first and corrected there; the frame goes to
 the kernel from the guest's own pages.  Receiving: a TAP has no peek, so one packet is read
 into private memory and held until the guest has buffers for it.
+
+A signal (control shakes a worker that is stuck) ends the run of a handler as EAGAIN does, so that a
+descriptor that waits against all expectation cannot hold it.
 
 The TAP is polled edge-triggered: `readable` says what is known since the last edge, and only
 EAGAIN takes it back.  A write is always tried: an interface that is down is never writable, and
@@ -15,7 +18,7 @@ import errno
 from typing import Any
 
 from vhostnet.native._jit import helper, implements
-from vhostnet.native.libc_raw import is_writable, read, writev
+from vhostnet.native.libc_raw import is_readable, is_writable
 from vhostnet.native.ordering import (
     load_relaxed_u16,
     load_u8,
@@ -37,14 +40,21 @@ from .backend_ops import (
     backend_turns,
 )
 from .checksum import fill_partial_checksum
+from .frame_io import read_frame, write_frame
 from .iov import iov_skip, iov_to_buffer
-from .layout import HOLD_SIZE, IOVEC_SIZE, TAP, UIO_MAXIOV
+from .layout import (
+    HOLD_SIZE,
+    IO_PACKET_SOCKET,
+    IO_SCRATCH,
+    IOVEC_SIZE,
+    TAP,
+    UIO_MAXIOV,
+    VHOST_NET_PKT_WEIGHT,
+)
 
 Record = Any
 EAGAIN, EINTR, EBADFD, EBADF = errno.EAGAIN, errno.EINTR, errno.EBADFD, errno.EBADF
-EMSGSIZE, ENOBUFS = errno.EMSGSIZE, errno.ENOBUFS
-#: Behind the longest header, in the room for private copies of it.
-HDR_SCRATCH = 32
+EMSGSIZE, ENOBUFS, ENETDOWN = errno.EMSGSIZE, errno.ENOBUFS, errno.ENETDOWN
 
 
 @helper
@@ -68,7 +78,8 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
     iov_to_buffer(iov, at, n, hdr_hva, hdr_len)  # before the pieces are changed
     first = iov_skip(iov, at, n, hdr_len)
     if not bk["made_hdr_len"]:
-        _correct_header(hdr_hva, total - hdr_len)
+        if int(bk["io"]) != IO_PACKET_SOCKET:  # Linux's vhost does not batch those
+            _correct_header(hdr_hva, total - hdr_len)
         first -= 1  # the piece before the frame becomes the header
         iov[first]["iov_base"] = hdr_hva
         iov[first]["iov_len"] = hdr_len
@@ -82,14 +93,12 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
         iov[first]["iov_len"] = total
         pieces = 1
     iov_hva = iov.ctypes.data + first * IOVEC_SIZE
-    result = writev(int(bk["tap_fd"]), iov_hva, pieces)
-    while result == -EINTR:
-        result = writev(int(bk["tap_fd"]), iov_hva, pieces)
+    result = write_frame(bk, iov_hva, pieces)
     if result >= 0:
         return 0
-    if result == -EAGAIN:
+    if result == -EAGAIN or result == -EINTR:
         # Ask before waiting for an edge: a TAP announces room only to those who asked.
-        scratch_hva = int(bk["hdr_hva"]) + HDR_SCRATCH
+        scratch_hva = int(bk["hdr_hva"]) + IO_SCRATCH
         return -ENOBUFS if is_writable(int(bk["tap_fd"]), scratch_hva) else -EAGAIN
     if result == -EBADFD or result == -EBADF:
         bk["gone"] = 1
@@ -105,23 +114,29 @@ def _peek(bk: Record) -> tuple[int, int]:
         return hold_hva, held
     made = int(bk["made_hdr_len"])
     hdr_len = int(bk["tap_hdr_len"])
+    thrown_away = 0
     while bk["readable"]:
+        if thrown_away >= VHOST_NET_PKT_WEIGHT:  # a flood of these must not hold the worker
+            return 0, -EAGAIN
         # Older kernels leave header bytes beyond 10 as they were: they must not carry
         # anything from the packet before.
         if made + hdr_len > 0:
             store_i64(hold_hva, 0)
             store_i64(hold_hva + made + hdr_len - 8, 0)
-        got = read(int(bk["tap_fd"]), hold_hva + made, HOLD_SIZE - made)
-        if got == -EINTR:
+        got = read_frame(bk, hold_hva + made, HOLD_SIZE - made)
+        if got == -EINTR and is_readable(int(bk["tap_fd"]), int(bk["hdr_hva"]) + IO_SCRATCH):
+            continue
+        if got == -ENETDOWN:  # a socket says it once; what it received before is still there
             continue
         if got == -EBADFD or got == -EBADF:
             bk["readable"] = 0
             bk["gone"] = 1
             return 0, -EBADFD
-        if got < 0:  # EAGAIN; anything else would be new, and an edge tells when to retry
+        if got < 0:  # EAGAIN, EINTR; anything else would be new, and an edge tells when to retry
             bk["readable"] = 0
             break
         if got <= hdr_len or bk["hdr_mismatch"]:
+            thrown_away += 1
             continue
         got += made
         if bk["fill_checksums"]:

@@ -25,8 +25,8 @@ from vhostnet.demo.initramfs import Archive, ModuleTree, shared_libraries
 from vhostnet.demo.tools import cache_dir, output_of, require
 from vhostnet.errors import HostError
 
-#: The modules of a host that serves guests, in loading order.
-HOST_MODULES = ("tun", "vhost_iotlb", "vhost", "vhost_net")
+#: The modules of a host that serves guests, in loading order, and of its networks.
+HOST_MODULES = ("tun", "vhost_iotlb", "vhost", "vhost_net", "bridge")
 #: Packages, "python3.X" put in for {}.
 PACKAGES = ("{}-minimal", "lib{}-minimal", "lib{}-stdlib")
 #: Below it are the caller's files.

@@ -6,7 +6,7 @@ that is not the owner meets `check_owner` first), numbers that are no ioctl of o
 that cannot be read.
 
 What the owner's addresses mean is asked of `OwnerMemory`, which SET_OWNER brings; a descriptor
-for SET_BACKEND is resolved by `backends/tap_file.py`.
+for SET_BACKEND is resolved by `backends/client_file.py`.
 
 Source: Linux drivers/vhost/vhost.c and net.c.
 """
@@ -22,7 +22,7 @@ import select
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from vhostnet.backends.tap_file import TapFile, tap_file
+from vhostnet.backends.client_file import ClientFile, client_file
 from vhostnet.errors import PeerError
 from vhostnet.uapi.vhost import (
     MSG,
@@ -146,7 +146,7 @@ class KernelVerbs:
     def _forget(self) -> None:
         self._wanted: list[MemoryRegion] | None = None
         self._table = MemoryTable()
-        self._queues: list[TapFile | None] = [None, None]
+        self._queues: list[ClientFile | None] = [None, None]
         self._busyloop = [0, 0]
         self._addresses = [VringAddr(index, 0, 0, 0, 0, 0) for index in (0, 1)]
         self._log_address = 0
@@ -488,25 +488,25 @@ class KernelVerbs:
         self._close_queues([old])
         self._flush()
 
-    def _queue_of(self, fd: int) -> TapFile:
+    def _queue_of(self, fd: int) -> ClientFile:
         """The queue that *fd* is, known or new."""
         for known in self._queues:
             if known is not None and fd >= 0 and known.is_file(fd):
                 return known
-        made = tap_file(fd)
-        name, packet = self._held
-        if packet and name == made.ifname:
+        made = client_file(fd)
+        source, packet = self._held
+        if packet and source == made.source:
             made.hold(packet)
             self._held = ("", b"")
         return made
 
-    def _close_queues(self, queues: Sequence[TapFile | None]) -> None:
+    def _close_queues(self, queues: Sequence[ClientFile | None]) -> None:
         """Close those that no ring uses; the packet that one holds is for its next user."""
         for queue in queues:
             if queue is not None and queue not in self._queues and queue.poll_fd >= 0:
                 packet = queue.held()
                 if packet:
-                    self._held = (queue.ifname, packet)
+                    self._held = (queue.source, packet)
                 queue.close()
 
     # --- IOTLB: write, read and poll of the file ------------------------------------------------

@@ -15,7 +15,7 @@ from numba.extending import overload
 
 from .ordering import load_relaxed_i32, load_relaxed_i64, store_i64
 
-_POLLOUT = 4
+_POLLIN, _POLLOUT = 1, 4
 _libc = ctypes.CDLL(None, use_errno=True)
 for _name in (
     "read",
@@ -111,6 +111,14 @@ def epoll_wait(epfd: int, events_hva: int, n_events: int, timeout_ms: int) -> in
             ctypes.c_int(n_events),
             ctypes.c_int(timeout_ms),
         )
+    )
+
+
+def is_readable(fd: int, pollfd_hva: int) -> bool:
+    """poll(2) for POLLIN (or an error) without waiting; *pollfd_hva*: 8 bytes of scratch."""
+    store_i64(pollfd_hva, fd | _POLLIN << 32)
+    return bool(
+        _libc.poll(ctypes.c_void_p(int(pollfd_hva)), ctypes.c_ulong(1), ctypes.c_int(0)) > 0
     )
 
 
@@ -240,6 +248,15 @@ def _ol_epoll_wait(epfd, events_hva, n_events, timeout_ms):  # type: ignore[no-u
         if result < 0:
             return -load_relaxed_i32(_c_errno_location())
         return _i64(result)
+
+    return impl
+
+
+@overload(is_readable)
+def _ol_is_readable(fd, pollfd_hva):  # type: ignore[no-untyped-def]
+    def impl(fd, pollfd_hva):  # type: ignore[no-untyped-def]
+        store_i64(pollfd_hva, fd | _POLLIN << 32)
+        return _c_poll(pollfd_hva, 1, 0) > 0
 
     return impl
 

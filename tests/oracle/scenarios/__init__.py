@@ -1,6 +1,7 @@
 """All scenarios; importing this registers them."""
 
 from oracle.scenarios import (
+    backends,
     control,
     fetching,
     iotlb,
@@ -12,6 +13,7 @@ from oracle.scenarios import (
 )
 
 __all__ = [
+    "backends",
     "control",
     "fetching",
     "iotlb",

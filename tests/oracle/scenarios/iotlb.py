@@ -18,6 +18,7 @@ from oracle.lab import (
     Lab,
     errno_of,
     frame,
+    region,
     scenario,
 )
 from vhostnet.uapi import vhost
@@ -353,6 +354,46 @@ def logging_behind_an_iommu(lab: Lab) -> dict[str, Any]:
     first = card.memory.regions[0].gpa
     pages = sorted(page - (first >> 12) for page in log.pages())
     return {"pages": pages, "buffer at": (gpa - first) >> 12, "rx": card.rx.look()}
+
+
+@scenario("4.10.alias", "4.10.iotlb", "4.10.used")
+def logging_memory_that_the_guest_has_twice(lab: Lab) -> dict[str, Any]:
+    card = Behind(lab, V1 | MRG | IOMMU | LOG_ALL, log=True)
+    real = card.memory.regions[0]
+    alias = region(real.gpa + real.size, real.size // 2, real.uva, real)
+    card.device.set_mem_table([real, alias])
+    log: DirtyLog = lab.keep(DirtyLog(alias.gpa + alias.size))
+    card.device.set_log_base(log)
+    for end in card.ends:  # behind an IOMMU the log address is an I/O virtual one too
+        addr = end.ring.addr(end.index, log=True)
+        card.device.set_vring_addr(
+            type(addr)(
+                addr.index,
+                addr.flags,
+                addr.desc_user_addr - real.uva + real.gpa + SHIFT,
+                addr.used_user_addr - real.uva + real.gpa + SHIFT,
+                addr.avail_user_addr - real.uva + real.gpa + SHIFT,
+                end.ring.used_gpa + SHIFT,
+            )
+        )
+    card.everything()
+    card.start()
+    gpa = card.memory.alloc(8192, 4096)
+    offer_moved(card.rx, gpa + 4000, 2048, True)
+    log.clear()
+    card.arrive(frame(1, 500))
+    first, n = real.gpa >> 12, real.size >> 12
+    pages = sorted(page - first for page in log.pages())
+    buffer, used = (gpa - real.gpa) >> 12, (card.rx.ring.used_gpa - real.gpa) >> 12
+    return {
+        "data": [page for page in pages if page % n in (buffer, buffer + 1)],
+        "used ring": [page for page in pages if page % n == used],
+        "all": len(pages),
+        "buffer at": buffer,
+        "used ring at": used,
+        "alias at": n,
+        "rx": card.rx.look(),
+    }
 
 
 @scenario("4.11.flow", "3.4.free")
