@@ -6,8 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from instance import Instance
+
+# How long an example takes says more of what else the machine does than of the code.
+settings.register_profile("vhostnet", deadline=None)
+settings.load_profile("vhostnet")
 
 
 @pytest.fixture
