@@ -69,15 +69,16 @@ def dpdk_device(
 
 @contextmanager
 def dpdk_driver(
-    run: Run, virtio: str, *, options: Sequence[str] = (), prefix: Sequence[str] = ()
+    run: Run, virtio: str, *, options: Sequence[str] = (), other_ports: Sequence[str] = ()
 ) -> Iterator[Testpmd]:
     """testpmd with a virtio_user port on the driver's core.
 
     Args:
         virtio: options of virtio_user, such as "packed_vq=1,mrg_rxbuf=0".
+        other_ports: behind it, for forwarding.
     """
     port = f"net_virtio_user0,path={socket_of(run)},queues=1,queue_size={RING_SIZE},{virtio}"
-    with dpdk(run, [port], run.driver_cpu, options, prefix) as driver:
+    with dpdk(run, [port, *other_ports], run.driver_cpu, options) as driver:
         yield driver
 
 
