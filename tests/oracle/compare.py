@@ -40,8 +40,15 @@ def listed(name: str, version: str) -> list[Difference]:
 
 def judge(name: str, version: str, linux: Any, ours: Any) -> tuple[list[str], list[str]]:
     """(differences that are not listed, listed patterns that do not occur), as text."""
+    return unequal_but_for(listed(name, version), linux, ours)
+
+
+def unequal_but_for(
+    differences: list[Difference], linux: Any, ours: Any
+) -> tuple[list[str], list[str]]:
+    """As `judge`, with a list of one's own."""
     found = unequal(linux, ours)
-    patterns = [p for d in listed(name, version) for p in d.fields]
+    patterns = [p for d in differences for p in d.fields]
     new = [
         f"{path}: Linux {a!r}, ours {b!r}"
         for path, (a, b) in found.items()

@@ -5,7 +5,7 @@ user space (fstat), and to close the last reference to it, is to wait for that f
 program: the caller's own.  Worst is a file of our own CUSE device: its last close waits for us.
 
 So a file is first asked what it is in a way that asks nobody else (statx, AT_STATX_DONT_SYNC).
-What can be of use here, an eventfd, a TUN/TAP or macvtap device, a packet socket, is let
+What can be of use here, an eventfd, a TUN/TAP, macvtap or ipvtap device, a packet socket, is let
 through; for all else a file that is none of these stands in, with the same errno in the end, and
 the other one is closed by a thread that may wait for as long as it likes.
 
@@ -32,6 +32,7 @@ _STATX_TYPE, _STATX_SIZE = 1, 256
 # of struct statx: stx_mode; stx_rdev_major, stx_rdev_minor
 _MODE, _RDEV = struct.Struct("=28xH"), struct.Struct("=128xII")
 _TUN = (10, 200)
+_TAPS = ("macvtap", "ipvtap")
 _libc = ctypes.CDLL(None, use_errno=True)
 _closing = threading.BoundedSemaphore(MAX_CLOSING)
 
@@ -71,7 +72,7 @@ def _is_of_use(fd: int) -> bool:
     mode, device = _what(fd)
     if stat.S_ISSOCK(mode):
         return _domain(fd) == socket.AF_PACKET  # others may linger when they are closed
-    return stat.S_ISCHR(mode) and (device == _TUN or _subsystem(device) == "macvtap")
+    return stat.S_ISCHR(mode) and (device == _TUN or _subsystem(device) in _TAPS)
 
 
 def _what(fd: int) -> tuple[int, tuple[int, int]]:

@@ -30,10 +30,15 @@ GET_FEATURES = struct.pack("=III", 1, 1, 0)
 NULL = ["--backend", "null"]
 
 WRONG = [
-    ([], "a command is needed: serve, run, warm, bench, demo"),
+    ([], "a command is needed: serve, run, chardev, warm, bench, demo"),
     (["serv"], "there is no command 'serv' (did you mean serve?)"),
-    (["frobnicate"], "commands are serve, run, warm, bench, demo"),
+    (["frobnicate"], "commands are serve, run, chardev, warm, bench, demo"),
     (["--versoin"], "there is no option --versoin (did you mean --version?)"),
+    (["chardev", "--name", "a/b"], "--name: 'a/b' can be no node's name"),
+    (["chardev", "--mode", "99"], "--mode: '99' is not an octal mode such as 660"),
+    (["chardev", "--group", "nobody-has-it"], "--group: no group is called 'nobody-has-it'"),
+    (["chardev", "--linux-abi", "5"], "--linux-abi: invalid choice: '5'"),
+    (["chardev", "--replace"], "there is no option --replace (did you mean --replace-node?)"),
     (["serve"], "one of --socket-path, --fd and --device is needed"),
     (["serve", "--socket-path", "s"], "--backend is needed: one of tap:NAME"),
     (["serve", "--sockt-path=s"], "there is no option --sockt-path (did you mean --socket-path?)"),

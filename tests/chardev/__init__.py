@@ -1,0 +1,1 @@
+"""`vhostnet chardev` in a VM, with Debian's kernel and without its driver."""
