@@ -206,6 +206,16 @@ def test_cve_2018_16880_a_packet_that_takes_more_buffers_than_there_is_room_for(
     assert (pair.rx.used_idx(), pair.net.get_vring_base(RX)) == (0, 0)
 
 
+def test_cve_2018_16880_chains_that_have_too_many_pieces_together(stepped):
+    pair = stepped(num=2048)
+    gpa = pair.memory.alloc(16)
+    for _ in range(2):
+        pair.rx.offer(pair.rx.chain([(gpa, 1, WRITE)] * 600))
+    pair.arrive(HDR + bytes(1000))
+    assert pair.erred(RX) == 1
+    assert (pair.rx.used_idx(), pair.net.get_vring_base(RX)) == (0, 0)
+
+
 # --- receiving --------------------------------------------------------------------------------
 
 
