@@ -73,7 +73,7 @@ class Case:
     Attributes:
         name: unique in its workload.
         parameters: what the name says, for machines.
-        metrics: the first is the one that is plotted.
+        metrics: what every side returns; the first is the one that matters most.
         sides: name -> side; ours is `OURS`, the others are peers.
         busy_threads: that are never idle meanwhile; with more of them than cores there is no bar.
         quick: part of `--quick`.

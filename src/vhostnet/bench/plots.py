@@ -1,6 +1,6 @@
 """Results as a bar chart in SVG: no library, so that anyone can make it again.
 
-One panel for each unit; in it a group of bars for each case, a bar for each side: the median,
+One panel for each metric; in it a group of bars for each case, a bar for each side: the median,
 with a line from the lowest run to the highest.
 """
 
@@ -19,7 +19,7 @@ _COLOURS = ("#2a6fbb", "#c7782b", "#6a9a3a", "#8a5aa8", "#888888")
 
 
 def as_svg(result: WorkloadResult) -> str:
-    """Draw the first metric of every case."""
+    """Draw every metric of every case."""
     sides = list(dict.fromkeys(side for case in result.cases for side in case.sides))
     sides.sort(key=lambda side: side != OURS)
     colours = {side: _COLOURS[k % len(_COLOURS)] for k, side in enumerate(sides)}
@@ -56,12 +56,12 @@ def as_svg(result: WorkloadResult) -> str:
 
 
 def _panels(result: WorkloadResult) -> Iterator[tuple[str, list[tuple[CaseResult, Metric]]]]:
-    """Cases whose first metric can stand on one scale."""
+    """Metrics of the same name stand on one scale."""
     panels: dict[str, list[tuple[CaseResult, Metric]]] = {}
     for case in result.cases:
-        metric = case.metrics[0]
-        title = f"{metric.title}, {metric.unit} ({metric.better} is better)"
-        panels.setdefault(title, []).append((case, metric))
+        for metric in case.metrics:
+            title = f"{metric.title}, {metric.unit} ({metric.better} is better)"
+            panels.setdefault(title, []).append((case, metric))
     yield from panels.items()
 
 

@@ -24,6 +24,8 @@ from vhostnet.errors import UsageError
 #: Below the current folder, which is the checkout for script/bench.
 _COMPILING, _COMPILE_S = "compiling the data path", 900.0
 PUBLISHED, DOCS = Path("benchmarks/results"), Path("docs/benchmarks.md")
+#: What is measured for publication is kept here case by case, so that hours are not lost.
+KEPT = Path("build/bench")
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,7 @@ def run_bench(options: BenchOptions) -> int:
         with ExitStack() as stack:
             if options.settings.hugepages:
                 stack.enter_context(hugepages.reserved())
-            folder = options.output or Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="vhostnet-bench-"))
-            )
+            folder = options.output or (KEPT if options.publish else _temporary(stack))
             progress = Progress({_COMPILING: 10.0, **plan})
             with progress.step(_COMPILING):
                 # Else the first runs would be compiling, beside a peer that waits.
@@ -120,6 +120,10 @@ def _publish(results: Sequence[WorkloadResult]) -> None:
         publish.write_all(result, PUBLISHED)
     publish.write_docs(PUBLISHED, DOCS)
     print(f"published in {PUBLISHED} and {DOCS}", file=sys.stderr)
+
+
+def _temporary(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vhostnet-bench-")))
 
 
 def _answered(result: WorkloadResult) -> bool:

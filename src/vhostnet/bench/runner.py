@@ -21,6 +21,8 @@ from vhostnet.errors import HostError
 #: Fewer runs or shorter ones are for trying out.
 MIN_RUNS, MIN_SECONDS = 5, 2.0
 PATIENCE = 2
+# How often to look whether others have come to rest, before numbers count as disturbed.
+_LOOKS = 12
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ def run_workload(
         result.cases.append(measured)
         for turn in range(settings.runs):
             for side in case.sides:
-                others = max(others, busy())
+                if others <= environment.QUIET:
+                    others = max(others, _wait_for_quiet(busy))
                 with progress.step(_step(workload, case, side, turn)):
                     failure = _run_side(case, side, measured.sides[side], settings, cpus)
                 if failure:
@@ -107,6 +110,16 @@ def run_workload(
         result.disturbances = disturbances(result, others)
         keep(result)
     return result
+
+
+def _wait_for_quiet(busy: Callable[[], float]) -> float:
+    """Give others (and what we have just ended) a moment; returns the least that was seen."""
+    least = busy()
+    for _ in range(_LOOKS - 1):
+        if least <= environment.QUIET:
+            break
+        least = min(least, busy())
+    return least
 
 
 def _run_side(

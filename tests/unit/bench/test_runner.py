@@ -111,6 +111,13 @@ def test_few_short_or_disturbed_runs_are_not_for_publication(sides, settings, bu
         assert reason in found.disturbances[0]
 
 
+def test_a_machine_that_comes_to_rest_is_waited_for(sides: Sides) -> None:
+    looks = iter([0.9, 0.5, 0.0])
+    settings = Settings(only=("b ",))
+    found = run_workload(sides.workload(), settings, Progress({}), busy=lambda: next(looks, 0.0))
+    assert found.disturbances == []
+
+
 def test_changed_sources_are_not_for_publication(sides, monkeypatch) -> None:
     monkeypatch.setattr(environment, "git_revision", lambda: ("1234", True))
     assert run(sides.workload(), Settings()).disturbances == [

@@ -102,7 +102,7 @@ def test_a_plot_is_an_image_with_bars_of_the_right_length() -> None:
         for bar in root.iter(f"{ns}rect")
         if bar.get("x") == "300" and bar.get("height") == "11"
     ]
-    # one scale for each unit: 21 to 10, 35 to 10; the longest run fills the room
+    # one scale for each metric: 21 to 10, 35 to 10; the longest run fills the room
     assert bars[0] / bars[1] == pytest.approx(2.1, abs=0.01)
     assert bars[2] / bars[3] == pytest.approx(3.5, abs=0.01)
     assert bars[0] == pytest.approx((860 - 300 - 150) * 21 / 22, abs=0.1)
