@@ -6,12 +6,24 @@ from vhostnet.bench.model import Workload
 from vhostnet.bench.workloads.cost import COST, SCALE
 from vhostnet.bench.workloads.guests import GUESTS
 from vhostnet.bench.workloads.latency import LATENCY
+from vhostnet.bench.workloads.memory import PRIVATE
 from vhostnet.bench.workloads.own import G2D_OWN
 from vhostnet.bench.workloads.rings import D2G, G2D
 from vhostnet.bench.workloads.taps import G2TAP, TAP2G
 from vhostnet.errors import UsageError
 
-WORKLOADS: tuple[Workload, ...] = (G2D, D2G, G2D_OWN, G2TAP, TAP2G, GUESTS, LATENCY, COST, SCALE)
+WORKLOADS: tuple[Workload, ...] = (
+    G2D,
+    D2G,
+    G2D_OWN,
+    G2TAP,
+    TAP2G,
+    PRIVATE,
+    GUESTS,
+    LATENCY,
+    COST,
+    SCALE,
+)
 
 
 def chosen(names: list[str]) -> list[Workload]:

@@ -4,6 +4,7 @@
     python -m vhostnet.bench.own_driver receive ...
     python -m vhostnet.bench.own_driver echo --rest-us 100 --asleep ...
     python -m vhostnet.bench.own_driver connect --socket PATH --socket PATH ...
+    python -m vhostnet.bench.own_driver send --device /dev/vhost-net --tap tap0 --private ...
 
 `send`, `receive` and `echo` measure and print one JSON object; `connect` attaches a quiet driver
 to each socket, prints "ready" and stays until its standard input ends.
@@ -13,19 +14,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
-from vhostnet.uapi.virtio import VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, mask
+from vhostnet.uapi.virtio import (
+    VIRTIO_F_IN_ORDER,
+    VIRTIO_F_RING_PACKED,
+    VNET_HDR_MRG_LEN,
+    mask,
+)
 from vhostnet_frontend import (
     DEFAULT_FEATURES,
     GuestMemory,
+    IoctlTransport,
     NetDriver,
     Region,
     RegionSpec,
     VhostUserTransport,
+    open_tap,
 )
 
 _CONNECT_S = 10.0
@@ -49,9 +58,13 @@ class _SlotTransport(VhostUserTransport):
             self.add_mem_reg(region)
 
 
-def open_driver(args: argparse.Namespace, path: str) -> NetDriver:
+def open_driver(args: argparse.Namespace, path: str = "") -> NetDriver:
     """Connect and negotiate; the rings are not running yet."""
     features = DEFAULT_FEATURES
+    if args.device:
+        guest = GuestMemory(region_specs(1, args.num)[0].size, private=args.private)
+        tap = open_tap(args.tap, VNET_HDR_MRG_LEN)
+        return NetDriver(IoctlTransport(args.device), tap, num=args.num, memory=guest)
     if args.packed:
         features |= mask(VIRTIO_F_RING_PACKED)
     if args.in_order:
@@ -139,7 +152,11 @@ def main() -> None:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("send", "receive", "echo", "connect"))
-    parser.add_argument("--socket", action="append", required=True)
+    parser.add_argument("--socket", action="append", default=[])
+    parser.add_argument("--device", help="a vhost character device, instead of a socket")
+    parser.add_argument("--tap", help="with --device: the TAP it is given")
+    parser.add_argument("--private", action="store_true", help="memory that nobody shares")
+    parser.add_argument("--cpu", type=int, help="the core to run on")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--num", type=int, default=1024)
@@ -149,11 +166,13 @@ def main() -> None:
     parser.add_argument("--asleep", action="store_true")
     parser.add_argument("--rest-us", type=int, default=0)
     args = parser.parse_args()
+    if args.cpu is not None:
+        os.sched_setaffinity(0, {args.cpu})
     if args.what == "connect":
         connect(args)
         return
     command = {"send": send, "receive": receive, "echo": echo}[args.what]
-    with open_driver(args, args.socket[0]) as driver:
+    with open_driver(args, *args.socket[:1]) as driver:
         print(json.dumps(command(args, driver)))
 
 

@@ -20,6 +20,7 @@ from vhostnet.bench.testpmd import Testpmd
 from vhostnet.demo.daemon import Daemon
 from vhostnet.demo.tools import output_of, require
 from vhostnet.errors import HostError
+from vhostnet_frontend.ioctl_transport import DEVICE
 
 RING_SIZE = 1024
 _MBUFS = 20000
@@ -116,18 +117,31 @@ def our_driver(
         what: and `options`: see `own_driver`.
         sockets: other ones than `socket_of(run)`.
     """
-    argv = driver_command(run, what, sockets, **options)
-    timeout = 60.0 + 2 * float(options.get("seconds", run.seconds))
-    # A cold cache: its kernels are compiled first.
-    said = output_of(argv, prefix=pinned(run.driver_cpu), timeout=timeout + 180)
+    argv = driver_command(run, what, sockets or [socket_of(run)], **options)
+    return _numbers(run, argv, pinned(run.driver_cpu))
+
+
+def driver_under_run(
+    run: Run, what: str, *, prefix: Sequence[str], **options: Any
+) -> Mapping[str, float]:
+    """As `our_driver`, of the device that `vhostnet run` shows it; that one on its own core."""
+    shown = {"device": DEVICE, "cpu": run.driver_cpu, **options}
+    argv = driver_command(run, what, [], **shown)
+    served = [sys.executable, "-m", "vhostnet", "run", "--log-level", "error", "--", *argv]
+    return _numbers(run, served, [*prefix, *pinned(run.device_cpu)])
+
+
+def _numbers(run: Run, argv: Sequence[str], prefix: Sequence[str]) -> Mapping[str, float]:
+    # A cold cache: kernels are compiled first.
+    said = output_of(argv, prefix=prefix, timeout=240.0 + 2 * run.seconds)
     found: Mapping[str, float] = json.loads(said)
     return found
 
 
-def driver_command(run: Run, what: str, sockets: Sequence[Path] = (), **options: Any) -> list[str]:
+def driver_command(run: Run, what: str, sockets: Sequence[Path], **options: Any) -> list[str]:
     """The command that `our_driver` runs."""
     argv = ["-m", "vhostnet.bench.own_driver", what]
-    for path in sockets or [socket_of(run)]:
+    for path in sockets:
         argv += ["--socket", str(path)]
     for name, value in {"seconds": run.seconds, **options}.items():
         if value is True:
