@@ -128,13 +128,17 @@ class KernelVerbs:
         self.on_readable: Callable[[], None] = lambda: None
         self._memory_of = memory_of
         self._memory: OwnerMemory | None = None
-        self._misses: collections.deque[tuple[int, int]] = collections.deque()
+        #: what `read` gives
+        self._misses: collections.deque[bytes] = collections.deque()
+        self._backend_features = 0
         self._held: tuple[str, bytes] = ("", b"")
         net.on_iotlb_miss = self._on_miss
         self._forget()
 
     def _on_miss(self, iova: int, access: int) -> None:
-        self._misses.append((iova, access))
+        v2 = self._backend_features >> VHOST_BACKEND_F_IOTLB_MSG_V2 & 1
+        body = IotlbMsg(iova, 0, 0, access, VHOST_IOTLB_MISS)
+        self._misses.append(MSG.pack(Msg(VHOST_IOTLB_MSG_V2 if v2 else VHOST_IOTLB_MSG, 0, body)))
         self.on_readable()
 
     @property
@@ -151,6 +155,7 @@ class KernelVerbs:
         self._addresses = [VringAddr(index, 0, 0, 0, 0, 0) for index in (0, 1)]
         self._log_address = 0
         self._log: RemoteLog | None = None
+        self._backend_features = 0
         self._misses.clear()
 
     def check_owner(self) -> None:
@@ -219,6 +224,7 @@ class KernelVerbs:
         """VHOST_SET_BACKEND_FEATURES; EOPNOTSUPP."""
         if features & ~BACKEND_FEATURES:
             raise PeerError(f"{self.net.name}: backend features {features:#x}", errno.EOPNOTSUPP)
+        self._backend_features = features
 
     # --- owner ----------------------------------------------------------------------------
 
@@ -556,16 +562,13 @@ class KernelVerbs:
         if size < MSG.size:
             return b""
         try:
-            iova, perm = self._misses.popleft()
+            return self._misses.popleft()
         except IndexError:
             raise PeerError("there is no IOTLB message", errno.EAGAIN) from None
-        body = IotlbMsg(iova, 0, 0, perm, VHOST_IOTLB_MISS)
-        return MSG.pack(Msg(VHOST_IOTLB_MSG, 0, body))
 
     def unread(self, messages: Sequence[bytes]) -> None:
         """Put back what `read` gave, before what has come since."""
-        found = [MSG.unpack(message).iotlb for message in messages]
-        self._misses.extendleft((body.iova, body.perm) for body in reversed(found))
+        self._misses.extendleft(reversed(messages))
 
     def readable(self) -> bool:
         """poll: whether `read` has something."""

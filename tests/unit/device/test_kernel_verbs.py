@@ -255,6 +255,23 @@ def test_a_miss_is_read_once_and_has_no_stray_bytes(opened) -> None:
     assert not device.verbs.readable()
 
 
+def test_a_miss_has_the_form_that_the_backend_features_ask_for(opened) -> None:
+    device = opened()
+    device.verbs.set_features(V1 | mask(VIRTIO_F_ACCESS_PLATFORM))
+    forms = []
+    for features in (0, device.verbs.get_backend_features(), 0):
+        device.verbs.set_backend_features(features)
+        device.net.on_iotlb_miss(0x1000, 1)
+    device.verbs.set_backend_features(device.verbs.get_backend_features())
+    for _ in range(3):  # as it was when the miss was
+        forms.append(int.from_bytes(device.verbs.read(72)[:4], "little"))
+    assert forms == [1, 2, 1]
+    device.verbs.reset_owner()
+    device.verbs.set_features(V1 | mask(VIRTIO_F_ACCESS_PLATFORM))
+    device.net.on_iotlb_miss(0x1000, 1)
+    assert device.verbs.read(72)[:4] == b"\1\0\0\0"
+
+
 @pytest.mark.parametrize(("abi", "written"), [("6.1", 0), ("6.12", 0), ("newest", 1)])
 def test_num_buffers_without_mergeable_buffers_is_a_matter_of_the_version(abi, written) -> None:
     net = VhostNet("test", abi)
