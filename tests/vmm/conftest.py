@@ -7,7 +7,7 @@ from a fault of vhostnet.  Tests that only make sense for vhostnet are skipped t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -130,20 +130,27 @@ class RunBed(Bed):
     def prefix(self) -> list[str]:
         return [*self.host.prefix, *run_prefix(self.log)]
 
-    def tap(self, queue_pairs: int = 1) -> TapNic:
+    def tap(self, queue_pairs: int = 1, properties: Mapping[str, str] | None = None) -> TapNic:
         """Make the TAP; QEMU's options for it."""
         self.queue_pairs = queue_pairs
         self.host.add_tap("tap0", f"{HOST}/24", queue_pairs=queue_pairs)
-        return TapNic("tap0", queue_pairs=queue_pairs, vhost=True)
+        return TapNic("tap0", queue_pairs=queue_pairs, properties=properties or {}, vhost=True)
 
-    def machine(self, memory: str, *, smp: int = 1, mib: int = 256) -> Machine:
+    def machine(self, memory: str, *, smp: int = 1, mib: int = 256, iommu: bool = False) -> Machine:
         """A guest whose memory is "private" (QEMU's default) or "shared"."""
-        return Machine(self.accel, mib, private=memory == "private", smp=smp)
+        return Machine(self.accel, mib, private=memory == "private", smp=smp, iommu=iommu)
 
-    def start(self, machine: Machine, queue_pairs: int = 1) -> GuestVM:
+    def start(
+        self,
+        machine: Machine,
+        queue_pairs: int = 1,
+        properties: Mapping[str, str] | None = None,
+        within: Sequence[str] = (),
+    ) -> GuestVM:
         """Boot a guest whose card is ours, and prove that it is."""
-        nic = self.tap(queue_pairs)
-        guest = self.stack.enter_context(GuestVM(self.image, machine, [nic], prefix=self.prefix))
+        nic = self.tap(queue_pairs, properties)
+        prefix = [*self.prefix, *within]
+        guest = self.stack.enter_context(GuestVM(self.image, machine, [nic], prefix=prefix))
         guest.wait_for_shell(240.0)
         guest.add_address(0, f"{GUEST}/24")
         check_vhost(guest, self.log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -20,6 +21,7 @@ from vhostnet.demo.machine import Machine, command_line
 from vhostnet.demo.measure import DIRECTIONS
 from vhostnet.demo.qmp import Qmp
 from vhostnet.demo.run_demo import check_vhost
+from vhostnet.errors import HostError
 
 if TYPE_CHECKING:
     from conftest import RunBed
@@ -122,15 +124,32 @@ def test_a_daemon_is_served_after_its_command_has_ended(run_bed: RunBed, memory:
     wait_until(lambda: not is_alive(supervisor))
 
 
+@pytest.mark.parametrize("memory", MEMORY)
+def test_a_guest_behind_an_iommu(run_bed: RunBed, memory: str) -> None:
+    """Its misses are read from the descriptor, its updates written to it."""
+    properties = {"iommu_platform": "on", "ats": "on", "disable-legacy": "on"}
+    guest = run_bed.start(run_bed.machine(memory, iommu=True), properties=properties)
+    run_bed.assert_pings(guest)
+    run_bed.assert_transfers(guest, 2)
+    check_vhost(guest, run_bed.log)
+
+
 def test_qemu_goes_on_when_the_supervisor_is_killed(run_bed: RunBed) -> None:
-    guest = run_bed.start(run_bed.machine("private"))
+    # The bed asks the kernel to kill QEMU when its parent ends: that is to be a shell.
+    shell = ["sh", "-c", '"$@"; exit $?', "sh"]
+    guest = run_bed.start(run_bed.machine("private"), within=shell)
     run_bed.assert_pings(guest)
     os.kill(run_bed.supervisor(), signal.SIGKILL)
     assert guest.qmp("query-status")["running"]
     assert guest.check("echo alive").strip() == "alive"
-    # Its rings have no device any more, and its machine goes on: a card can even be unplugged.
     assert "the command goes on" in guest.qemu_log()
-    guest.process.terminate()  # which is passed on
+    guest.qmp("system_reset")
+    guest.wait_for_shell()
+    guest.add_address(0, f"{GUEST}/24")
+    run_bed.assert_pings(guest)  # by QEMU's own card
+    assert "falling back on userspace virtio" in guest.qemu_log()
+    with contextlib.suppress(OSError, HostError):
+        guest.qmp("quit")
     assert guest.process.wait(30) == 0
 
 

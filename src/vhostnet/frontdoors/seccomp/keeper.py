@@ -1,8 +1,9 @@
 """What answers when the supervisor has died: a small process that does nothing until then.
 
 Without it every trapped call of the tree would wait, or fail, for ever.  With it all calls go
-on, but those about the device: ENODEV.  It is forked before anything large is loaded, and
-shares with the supervisor the memory in which the call lies that was being answered.
+on, but those about the device: ENODEV, unless they take a ring's backend away.  It is forked
+before anything large is loaded, and shares with the supervisor the memory in which the call lies
+that was being answered.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import stat
 
 from vhostnet.errors import HostError, PeerError
 from vhostnet.frontdoors.foreign_process import CallerIsGone, ForeignThread
+from vhostnet.uapi.vhost import VHOST_NET_SET_BACKEND, VRING_FILE
 
 from .abi import Architecture
 from .listener_raw import Listener, Notification
@@ -72,9 +74,21 @@ def _answer(
         ForeignThread(call.tid, lambda: listener.still_waits(call.id)) as thread,
     ):
         if _is_ours(architecture.names[call.nr], paths, thread, call):
-            listener.answer(call.id, -errno.ENODEV)
+            listener.answer(call.id, 0 if _takes_away(thread, call) else -errno.ENODEV)
         else:
             listener.proceed(call.id)
+
+
+def _takes_away(thread: ForeignThread, call: Notification) -> bool:
+    """Whether the call takes a backend away: that has happened already.  QEMU insists on it."""
+    if call.args[1] & 0xFFFFFFFF != VHOST_NET_SET_BACKEND:
+        return False
+    try:
+        return VRING_FILE.unpack(thread.read(call.args[2], VRING_FILE.size)).fd == -1
+    except CallerIsGone:
+        raise
+    except PeerError:
+        return False
 
 
 def _is_ours(name: str, paths: PathCalls, thread: ForeignThread, call: Notification) -> bool:
