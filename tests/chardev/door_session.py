@@ -185,6 +185,33 @@ def owners() -> dict[str, Any]:
     return said
 
 
+def own_files() -> dict[str, Any]:
+    """Files of the device itself as kicks, closed while the device looks at them.
+
+    The last close of such a file waits for the daemon; the daemon must not be who closes it.
+    """
+    device = IoctlTransport()
+    device.set_owner()
+    place = os.open(NODE, os.O_RDWR)
+    over = threading.Event()
+
+    def replace() -> None:
+        while not over.is_set():
+            fd = os.open(NODE, os.O_RDWR)
+            os.dup2(fd, place)
+            os.close(fd)
+
+    thread = threading.Thread(target=replace)
+    thread.start()
+    seen = {error_of(device.set_vring_kick, TX, place) for _ in range(200)}
+    over.set()
+    thread.join()
+    os.close(place)
+    features = device.get_features()
+    device.close()
+    return {"refused": sorted(seen), "answers": features > 0}
+
+
 def many_times(opens: int, descriptors: int) -> dict[str, float]:
     """Open and close, and give descriptors, again and again; seconds that it took."""
     began = time.monotonic()
@@ -214,6 +241,7 @@ def main(words: list[str]) -> None:
         "misses": misses(),
         "processes": many_processes(),
         "owners": owners(),
+        "own files": own_files(),
     }
     print("RESULT " + json.dumps(said))
 
