@@ -26,6 +26,6 @@ def capabilities() -> str:
             "version": __version__,
             "features": features,
             "backends": list(BACKEND_SPECS),
-            "front-doors": ["vhost-user"],
+            "front-doors": ["vhost-user", "run", "chardev"],
         }
     )

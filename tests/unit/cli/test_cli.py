@@ -230,7 +230,7 @@ def test_capabilities_are_printed_whatever_else_is_asked_for(words, capsys):
         "status",
     ]
     assert told["backends"] == ["tap", "tap-fd", "null", "loop", "gen"]
-    assert told["front-doors"] == ["vhost-user"]
+    assert told["front-doors"] == ["vhost-user", "run", "chardev"]
 
 
 @pytest.mark.parametrize(
