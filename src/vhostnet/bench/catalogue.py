@@ -8,7 +8,7 @@ from vhostnet.bench.workloads.guests import GUESTS
 from vhostnet.bench.workloads.latency import LATENCY
 from vhostnet.bench.workloads.memory import PRIVATE
 from vhostnet.bench.workloads.own import G2D_OWN
-from vhostnet.bench.workloads.rings import D2G, G2D
+from vhostnet.bench.workloads.rings import D2G, G2D, LOOP
 from vhostnet.bench.workloads.taps import G2TAP, TAP2G
 from vhostnet.errors import UsageError
 
@@ -16,6 +16,7 @@ WORKLOADS: tuple[Workload, ...] = (
     G2D,
     D2G,
     G2D_OWN,
+    LOOP,
     G2TAP,
     TAP2G,
     PRIVATE,

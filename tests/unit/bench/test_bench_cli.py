@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from samples import result
 
-from vhostnet.bench import run_bench
+from vhostnet.bench import publish, run_bench
+from vhostnet.bench.results import load
 from vhostnet.cli.main import main
 from vhostnet.errors import EXIT_USAGE
 
@@ -52,6 +53,17 @@ def test_a_report_is_the_table_of_a_kept_file(tmp_path, capsys) -> None:
     result().save(tmp_path / "g2d.json")
     assert main(["bench", "--report", str(tmp_path / "g2d.json")]) == 0
     assert "| 64 B |" in capsys.readouterr().out
+
+
+def test_an_undisturbed_report_is_published(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    page.write_text(f"{publish.BEGIN}\n{publish.END}\n")
+    result().save(tmp_path / "g2d.json")
+    assert main(["bench", "--report", "g2d.json", "--publish"]) == 0
+    assert "| 64 B |" in page.read_text()
+    assert load(tmp_path / "benchmarks" / "results" / "g2d.json") == result()
 
 
 def test_a_disturbed_report_is_not_published(tmp_path, monkeypatch, capsys) -> None:

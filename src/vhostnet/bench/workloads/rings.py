@@ -18,6 +18,8 @@ from vhostnet.bench.testpmd import PROGRAM, Testpmd
 
 PEER = "DPDK net_vhost"
 SIZES = (64, 256, 1514)
+#: Modes in which what arrives is counted, not what is sent.
+_RECEIVING = ("rxonly", "flowgen")
 #: In place of a size: the mix (see `imix`).
 IMIX = 0
 NEEDS = (PROGRAM, "stdbuf", "taskset")
@@ -35,7 +37,7 @@ def measure(run: Run, driver: Testpmd, mode: str) -> float:
     driver.stats()  # from here on: rates are of the time between two looks
     time.sleep(run.seconds)
     stats = driver.stats()
-    return (stats.rx_pps if mode == "rxonly" else stats.tx_pps) / 1e6
+    return (stats.rx_pps if mode in _RECEIVING else stats.tx_pps) / 1e6
 
 
 def ours_g2d(run: Run, virtio: str, size: int) -> dict[str, float]:
@@ -65,6 +67,23 @@ def peer_d2g(run: Run, virtio: str, size: int) -> dict[str, float]:
         return {"mpps": measure(run, driver, "rxonly")}
 
 
+def ours_loop(run: Run, virtio: str, size: int) -> dict[str, float]:
+    """Our loop backend sends everything back."""
+    with our_device(run, "loop"), dpdk_driver(run, virtio, options=[_txpkts(size)]) as driver:
+        return {"mpps": measure(run, driver, "flowgen")}
+
+
+def peer_loop(run: Run, virtio: str, size: int) -> dict[str, float]:
+    """testpmd sends everything back, with the addresses swapped."""
+    sending, turning = [_txpkts(size)], ["--port-topology=loop"]
+    with (
+        dpdk_device(run, options=turning) as device,
+        dpdk_driver(run, virtio, options=sending) as driver,
+    ):
+        device.start("macswap")
+        return {"mpps": measure(run, driver, "flowgen")}
+
+
 def _txpkts(size: int) -> str:
     return f"--txpkts={size}"
 
@@ -80,6 +99,22 @@ def _sender(run: Run, virtio: str, size: int) -> AbstractContextManager[Testpmd]
 
 def _mode(size: int) -> str:
     return "io" if size == IMIX else "txonly"
+
+
+def _loop_cases() -> Sequence[Case]:
+    virtio = virtio_options(0, 1, 0)
+    return [
+        Case(
+            f"split mrg_rxbuf=1 in_order=0 {size} B",
+            {"packed": 0, "mrg_rxbuf": 1, "in_order": 0, "size": size},
+            (Metric("mpps", "packets there and back", "million/s", "higher"),),
+            {
+                OURS: partial(ours_loop, virtio=virtio, size=size),
+                PEER: partial(peer_loop, virtio=virtio, size=size),
+            },
+        )
+        for size in SIZES
+    ]
 
 
 def _cases(g2d: bool) -> Sequence[Case]:
@@ -128,4 +163,14 @@ D2G = Workload(
     "counts what it received, by its own clock, after a warm-up.",
     NEEDS,
     lambda: _cases(False),
+)
+
+LOOP = Workload(
+    "loop",
+    "loop: both directions at once through one device",
+    "DPDK's virtio_user (testpmd flowgen, one core) sends and receives; `vhostnet serve --backend "
+    "loop` copies every packet into its queue and out again, testpmd macswap turns the same buffer "
+    "round (one copy in, one copy out). The number is what came back, by the driver's counters.",
+    NEEDS,
+    _loop_cases,
 )

@@ -61,7 +61,7 @@ def counter(process: subprocess.Popen[bytes], column: int) -> int:
     raise HostError(f"there is no interface {TAP}")
 
 
-def taken_per_second(run: Run, process: subprocess.Popen[bytes]) -> dict[str, float]:
+def taken_per_second(run: Run, process: subprocess.Popen[bytes], size: int) -> dict[str, float]:
     """How fast the TAP's interface takes packets, in Mpps; with the process's own time."""
     device = Path(f"/proc/{process.pid}")
     time.sleep(WARM_UP_S)
@@ -71,7 +71,8 @@ def taken_per_second(run: Run, process: subprocess.Popen[bytes]) -> dict[str, fl
     packets = counter(process, _RX_PACKETS) - before
     found = {"mpps": packets / (time.monotonic() - began) / 1e6}
     if packets:
-        found["cpu_s_per_mpkt"] = (cpu_seconds(device) - used) / packets * 1e6
+        each = (cpu_seconds(device) - used) / packets
+        found |= {"cpu_s_per_mpkt": each * 1e6, "cpu_s_per_gb": each / size * 1e9}
     return found
 
 
@@ -83,7 +84,7 @@ def ours_g2tap(run: Run, size: int) -> Mapping[str, float]:
         daemon = stack.enter_context(our_device(run, f"tap:{TAP}", prefix=host.prefix))
         driver = stack.enter_context(dpdk_driver(run, VIRTIO, options=[f"--txpkts={size}"]))
         driver.start("txonly")
-        return taken_per_second(run, daemon.process)
+        return taken_per_second(run, daemon.process, size)
 
 
 def peer_g2tap(run: Run, size: int) -> Mapping[str, float]:
@@ -96,7 +97,7 @@ def peer_g2tap(run: Run, size: int) -> Mapping[str, float]:
         driver = stack.enter_context(dpdk_driver(run, VIRTIO, options=[f"--txpkts={size}"]))
         device.start("io")
         driver.start("txonly")
-        return taken_per_second(run, device.process)
+        return taken_per_second(run, device.process, size)
 
 
 def bare_g2tap(run: Run, size: int) -> Mapping[str, float]:
@@ -106,7 +107,7 @@ def bare_g2tap(run: Run, size: int) -> Mapping[str, float]:
         words = ("tap-write", TAP, size, run.seconds + 2)
         process = bare.start(run, run.device_cpu, *words, prefix=host.prefix)
         try:
-            return taken_per_second(run, process)
+            return taken_per_second(run, process, size)
         finally:
             end(process)
 
@@ -264,6 +265,7 @@ def _g2tap_cases() -> Sequence[Case]:
                 "lower",
                 {DPDK: 1.0} if size == 64 else {},
             ),
+            Metric("cpu_s_per_gb", "processor time of the device", "s/GB", "lower"),
         )
 
     return [
