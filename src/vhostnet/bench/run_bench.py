@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -43,11 +44,15 @@ class BenchOptions:
     publish: bool = False
 
 
-def list_workloads(workloads: Sequence[Workload], settings: Settings) -> str:
-    """Return what would be run, a line a workload and a case."""
+def list_workloads(
+    workloads: Sequence[Workload], settings: Settings, *, explain: bool = False
+) -> str:
+    """Return what would be run, a line a workload and a case; perhaps with how it is done."""
     lines = []
     for workload in workloads:
         lines.append(f"{workload.name}: {workload.title}")
+        if explain:
+            lines.append(textwrap.fill(workload.how, 96, break_long_words=False))
         for case in settings.chosen(workload):
             mark = "  [quick]" if case.quick else ""
             lines.append(f"  {case.name}  ({', '.join(case.sides)}){mark}")

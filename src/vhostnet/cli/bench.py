@@ -35,7 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "names", metavar="WORKLOAD", nargs="*", help="what to measure (default: everything)"
     )
-    parser.add_argument("--list", action="store_true", help="list workloads and cases, then end")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="list workloads and cases (with their names: how they are measured), then end",
+    )
     parser.add_argument(
         "--quick",
         action="store_true",
@@ -100,7 +104,7 @@ def main(args: argparse.Namespace) -> int:
         hugepages=args.hugepages,
     )
     if args.list:
-        print(bench.list_workloads(workloads, settings))
+        print(bench.list_workloads(workloads, settings, explain=bool(args.names)))
         return 0
     try:
         return bench.run_bench(
