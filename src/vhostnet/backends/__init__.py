@@ -22,6 +22,8 @@ BACKEND_SPECS = {
     "loop": "loop",
     "gen": "gen:size=N",
 }
+#: `gen:size=imix`: seven small, four middling, one large, in an order in which none bunches.
+IMIX_SIZES = (64, 594, 64, 64, 594, 64, 1514, 64, 594, 64, 64, 594)
 GEN_SIZE_MIN, GEN_SIZE_MAX = 14, 65535
 
 
@@ -44,9 +46,9 @@ def check_spec(spec: str) -> tuple[str, str]:
             )
     elif kind == "gen":
         key, _, value = argument.partition("=")
-        if key != "size" or not value.isdecimal():
-            raise UsageError(f"backend {spec!r}: write gen:size=N, N the frame's bytes")
-        if not GEN_SIZE_MIN <= int(value) <= GEN_SIZE_MAX:
+        if key != "size" or not (value.isdecimal() or value == "imix"):
+            raise UsageError(f"backend {spec!r}: write gen:size=N, N the frame's bytes (or imix)")
+        if value != "imix" and not GEN_SIZE_MIN <= int(value) <= GEN_SIZE_MAX:
             raise UsageError(
                 f"backend {spec!r}: a frame has {GEN_SIZE_MIN} to {GEN_SIZE_MAX} bytes"
             )
@@ -89,4 +91,5 @@ def open_backend(spec: str, queue_pairs: int, fill_checksums: bool) -> Backend:
         return LoopBackend(queue_pairs)
     from .memory_backends import GenBackend
 
-    return GenBackend(queue_pairs, int(argument.partition("=")[2]))
+    size = argument.partition("=")[2]
+    return GenBackend(queue_pairs, *(IMIX_SIZES if size == "imix" else (int(size),)))

@@ -52,17 +52,18 @@ class NullBackend(Backend):
 
 
 class GenBackend(Backend):
-    """Sends the guest frames of one size for ever.
+    """Sends the guest frames for ever, of one size or of several in turn.
 
     Args:
-        size: bytes of a frame, Ethernet header included, without checksum.
+        sizes: bytes of a frame, Ethernet header included, without checksum.
     """
 
     kind = "gen"
     features = mask(VIRTIO_NET_F_MRG_RXBUF)
 
-    def __init__(self, queue_pairs: int, size: int) -> None:
+    def __init__(self, queue_pairs: int, *sizes: int) -> None:
         queues = []
+        size = max(sizes)
         for _ in range(queue_pairs):
             frame = np.zeros(VNET_HDR_MRG_LEN + size, np.uint8)
             payload = (_GEN_ETHERNET + bytes(i & 0xFF for i in range(max(size - 14, 0))))[:size]
@@ -70,11 +71,13 @@ class GenBackend(Backend):
             sink = np.zeros(HOLD_SIZE, np.uint8)
             record: Any = np.zeros(1, GEN)
             record[0]["frame_hva"] = frame.ctypes.data + VNET_HDR_MRG_LEN
-            record[0]["frame_len"] = size
+            lens = np.array(sizes, np.int64)
+            record[0]["frame_len"] = sizes[0]
+            record[0]["lens_hva"], record[0]["n_lens"] = lens.ctypes.data, len(sizes)
             record[0]["gen_hdr_len"] = VNET_HDR_MRG_LEN
             record[0]["gen_sink_hva"] = sink.ctypes.data
             record[0]["gen_sink_size"] = HOLD_SIZE
-            queues.append(BackendQueue(record, keep=[frame, sink]))
+            queues.append(BackendQueue(record, keep=[frame, sink, lens]))
         super().__init__(queues)
 
     def negotiate(self, hdr_len: int, features: int) -> None:  # noqa: ARG002

@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-#: In an order in which no size bunches.
-SIZES = (64, 594, 64, 64, 594, 64, 1514, 64, 594, 64, 64, 594)
+from vhostnet.backends import IMIX_SIZES
+
 #: Played from a loop of so many mixes.
 _MIXES = 8
 # Of the file: magic (microseconds), version 2.4, zone, accuracy, snap length, Ethernet.
@@ -32,6 +32,6 @@ def write(place: Path) -> Path:
     """Write the capture file; returns its place."""
     with place.open("wb") as file:
         file.write(_HEAD)
-        for size in SIZES * _MIXES:
+        for size in IMIX_SIZES * _MIXES:
             file.write(struct.pack("<IIII", 0, 0, size, size) + frame(size))
     return place

@@ -46,7 +46,8 @@ backends:
   null          takes every packet, copies it and drops it; sends none (null:checksum: logs a
                 sum of the copies when the front-end leaves)
   loop          sends every packet back to the guest
-  gen:size=N    sends packets of N bytes as fast as the guest takes them
+  gen:size=N    sends packets of N bytes as fast as the guest takes them (N=imix: 64, 594
+                and 1514 bytes, 7 to 4 to 1)
 
 examples:
   vhostnet serve --socket-path /run/vm1.sock --backend tap:tap0

@@ -338,7 +338,7 @@ NULL = _record(
     "sink_sum",
 )
 
-#: Gives the same frame for ever; takes and drops.
+#: Gives the same frame for ever (or beginnings of it, in turn); takes and drops.
 GEN = _record(
     # u8[len]: header and frame
     "frame_hva",
@@ -347,6 +347,10 @@ GEN = _record(
     "gen_hdr_len",
     "gen_sink_hva",
     "gen_sink_size",
+    # several sizes in turn: i8[n_lens], each a beginning of the frame, and which one is next
+    "lens_hva",
+    "n_lens",
+    "len_pos",
 )
 
 #: What is sent comes back: a byte ring of (i8 length, frame) records.

@@ -1,4 +1,5 @@
-"""The generator: one frame, sent to the guest for ever, every byte written each time.
+"""The generator: one frame (or beginnings of it, in turn), sent to the guest for ever, every byte
+written each time.
 
 What the guest sends is copied and dropped, as by the null backend.
 """
@@ -9,6 +10,7 @@ import errno
 from typing import Any
 
 from vhostnet.native._jit import implements
+from vhostnet.native.ordering import load_relaxed_i64
 
 from .backend_ops import (
     backend_consume,
@@ -42,7 +44,10 @@ def _peek(bk: Record) -> tuple[int, int]:
 
 @implements(backend_consume, GEN)
 def _consume(bk: Record) -> None:
-    pass
+    if int(bk["n_lens"]) > 1:
+        at = int(bk["len_pos"]) + 1
+        bk["len_pos"] = 0 if at == int(bk["n_lens"]) else at
+        bk["frame_len"] = load_relaxed_i64(int(bk["lens_hva"]) + 8 * int(bk["len_pos"]))
 
 
 @implements(backend_turns, GEN)

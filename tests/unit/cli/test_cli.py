@@ -56,6 +56,7 @@ WRONG = [
     (["--socket-path=s", "--backend=nul"], "(did you mean null?)"),
     (["--socket-path=s", "--backend=tap"], "--backend: "),
     (["--socket-path=s", "--backend=gen:size=1"], "--backend: "),
+    (["--socket-path=s", "--backend=gen:size=imx"], "N the frame's bytes (or imix)"),
     (["serve", "--socket-path=s", *NULL, "--queue-pairs", "0"], "--queue-pairs: '0' is not"),
     (["serve", "--socket-path=s", *NULL, "--queue-pairs", "128"], "number from 1 to 127"),
     (["serve", "--socket-path=s", *NULL, "--queue-pairs", "1_0"], "number from 1 to 127"),

@@ -55,15 +55,18 @@ def peer_g2d(run: Run, virtio: str, size: int) -> dict[str, float]:
 
 def ours_d2g(run: Run, virtio: str, size: int) -> dict[str, float]:
     """Our generator sends, the driver counts."""
-    with our_device(run, f"gen:size={size}"), dpdk_driver(run, virtio) as driver:
+    with our_device(run, f"gen:size={size or 'imix'}"), dpdk_driver(run, virtio) as driver:
         return {"mpps": measure(run, driver, "rxonly")}
 
 
 def peer_d2g(run: Run, virtio: str, size: int) -> dict[str, float]:
     """DPDK's device sends, the driver counts."""
-    sending = [_txpkts(size)]
-    with dpdk_device(run, options=sending) as device, dpdk_driver(run, virtio) as driver:
-        device.start("txonly")
+    sending = [_txpkts(size)] if size != IMIX else []
+    with (
+        dpdk_device(run, options=sending, other_ports=_players(run, size)) as device,
+        dpdk_driver(run, virtio) as driver,
+    ):
+        device.start(_mode(size))
         return {"mpps": measure(run, driver, "rxonly")}
 
 
@@ -90,11 +93,16 @@ def _txpkts(size: int) -> str:
 
 def _sender(run: Run, virtio: str, size: int) -> AbstractContextManager[Testpmd]:
     """A driver that can send; the mix comes from a port that plays a capture file."""
+    options = [_txpkts(size)] if size != IMIX else []
+    return dpdk_driver(run, virtio, options=options, other_ports=_players(run, size))
+
+
+def _players(run: Run, size: int) -> list[str]:
+    """A port that plays the mix, if it is asked for."""
     if size != IMIX:
-        return dpdk_driver(run, virtio, options=[_txpkts(size)])
+        return []
     capture = imix.write(run.folder / "imix.pcap")
-    player = f"net_pcap0,rx_pcap={capture},infinite_rx=1"
-    return dpdk_driver(run, virtio, other_ports=[player])
+    return [f"net_pcap0,rx_pcap={capture},infinite_rx=1"]
 
 
 def _mode(size: int) -> str:
@@ -136,8 +144,7 @@ def _cases(g2d: bool) -> Sequence[Case]:
         for packed in (0, 1)
         for mrg in (1, 0)
         for in_order in (0, 1)
-        # our generator has one size
-        for size in ((*SIZES, IMIX) if g2d else SIZES)
+        for size in (*SIZES, IMIX)
         for virtio in [virtio_options(packed, mrg, in_order)]
     ]
 
@@ -149,7 +156,7 @@ G2D = Workload(
     "copies every packet whole into memory of its own, or to testpmd rxonly with net_vhost. The "
     "number is the driver's own count of packets that the device took, by its own clock, after a "
     "warm-up. IMIX (7 of 64 B, 4 of 594, 1 of 1514) is played from a capture file by net_pcap "
-    "in the driver, which costs it a copy more on either side. That the device's copy happens is "
+    "in the driver, for both sides. That the device's copy happens is "
     "shown by tests/frontend/test_null_copies.py.",
     NEEDS,
     lambda: _cases(True),
@@ -160,7 +167,8 @@ D2G = Workload(
     "device to guest: the device sends flat out, a driver counts",
     "`vhostnet serve --backend gen:size=N` writes every byte of each frame into the driver's "
     "buffers, or testpmd txonly with net_vhost does. DPDK's virtio_user (testpmd rxonly, one core) "
-    "counts what it received, by its own clock, after a warm-up.",
+    "counts what it received, by its own clock, after a warm-up. IMIX: `gen:size=imix`; testpmd io "
+    "from a net_pcap port that plays the same mix, which costs it a copy more.",
     NEEDS,
     lambda: _cases(False),
 )
