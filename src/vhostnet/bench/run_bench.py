@@ -118,13 +118,16 @@ def publish_files(files: Sequence[Path]) -> int:
 
 
 def _publish(results: Sequence[WorkloadResult]) -> None:
-    """Publish all or none."""
+    """Publish what nothing disturbed; complain about the rest afterwards."""
+    good = [result for result in results if not result.disturbances]
+    for result in good:
+        publish.write_all(result, PUBLISHED)
+    if good:
+        publish.write_docs(PUBLISHED, DOCS)
+        names = ", ".join(result.workload for result in good)
+        print(f"published in {PUBLISHED} and {DOCS}: {names}", file=sys.stderr)
     for result in results:
         publish.check_publishable(result)
-    for result in results:
-        publish.write_all(result, PUBLISHED)
-    publish.write_docs(PUBLISHED, DOCS)
-    print(f"published in {PUBLISHED} and {DOCS}", file=sys.stderr)
 
 
 def _temporary(stack: ExitStack) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from samples import result
 
@@ -57,20 +59,29 @@ def test_a_report_is_the_table_of_a_kept_file(tmp_path, capsys) -> None:
     assert "| 64 B |" in capsys.readouterr().out
 
 
-def test_an_undisturbed_report_is_published(tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> Path:
+    """A folder with a page for results, to work in."""
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "docs" / "benchmarks.md"
     page.parent.mkdir()
     page.write_text(f"{publish.BEGIN}\n{publish.END}\n")
-    result().save(tmp_path / "g2d.json")
+    return tmp_path
+
+
+def test_an_undisturbed_report_is_published(checkout) -> None:
+    result().save(checkout / "g2d.json")
     assert main(["bench", "--report", "g2d.json", "--publish"]) == 0
-    assert "| 64 B |" in page.read_text()
-    assert load(tmp_path / "benchmarks" / "results" / "g2d.json") == result()
+    assert "| 64 B |" in (checkout / "docs" / "benchmarks.md").read_text()
+    assert load(checkout / "benchmarks" / "results" / "g2d.json") == result()
 
 
-def test_a_disturbed_report_is_not_published(tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.chdir(tmp_path)
-    result(disturbances=["noise"]).save(tmp_path / "g2d.json")
-    assert main(["bench", "--report", "g2d.json", "--publish"]) == EXIT_USAGE
-    assert "not for publication: noise" in capsys.readouterr().err
-    assert not (tmp_path / "benchmarks").exists()
+def test_a_disturbed_report_is_not_published_but_the_others_are(checkout, capsys) -> None:
+    result(disturbances=["noise"]).save(checkout / "g2d.json")
+    result(workload="d2g").save(checkout / "d2g.json")
+    words = ["--report", "g2d.json", "--report", "d2g.json", "--publish"]
+    assert main(["bench", *words]) == EXIT_USAGE
+    assert "g2d: not for publication: noise" in capsys.readouterr().err
+    results = checkout / "benchmarks" / "results"
+    assert {place.name for place in results.iterdir()} == {"d2g.json", "d2g.md", "d2g.svg"}
+    assert "### g2d" not in (checkout / "docs" / "benchmarks.md").read_text()
