@@ -11,7 +11,9 @@ from vhostnet.backends.memory_backends import LoopBackend, NullBackend
 from vhostnet.bench import own_driver
 from vhostnet.datapath import catalogue
 from vhostnet.uapi.virtio import VIRTIO_F_RING_PACKED, mask
-from vhostnet_frontend import DEFAULT_FEATURES, NetDriver
+from vhostnet_frontend import DEFAULT_FEATURES, GuestMemory, NetDriver
+
+NUM = 1024  # the benchmark's
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -21,23 +23,26 @@ def warm() -> None:
 
 @pytest.fixture(autouse=True)
 def few_trips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_driver, "_TRIPS", 300)  # more than a ring holds
+    monkeypatch.setattr(own_driver, "_TRIPS", NUM + 100)  # all round the rings
 
 
 def driver(backend: LoopBackend | NullBackend, packed: bool) -> NetDriver:
     features = DEFAULT_FEATURES | (mask(VIRTIO_F_RING_PACKED) if packed else 0)
-    return NetDriver(in_process(backend.queues[0]), features=features, num=64)
+    memory = GuestMemory(own_driver.region_specs(3, NUM))
+    transport = in_process(backend.queues[0])
+    return NetDriver(transport, features=features, num=NUM, memory=memory)
 
 
-def arguments(asleep: bool) -> argparse.Namespace:
-    return argparse.Namespace(size=64, seconds=0.01, asleep=asleep, rest_us=0)
+def arguments(asleep: bool, size: int = 64) -> argparse.Namespace:
+    return argparse.Namespace(size=size, seconds=0.01, asleep=asleep, rest_us=0)
 
 
+@pytest.mark.parametrize("size", [64, 1514])
 @pytest.mark.parametrize("asleep", [False, True], ids=["spinning", "asleep"])
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-def test_every_frame_comes_back_and_takes_time(packed: bool, asleep: bool) -> None:
+def test_every_frame_comes_back_and_takes_time(packed: bool, asleep: bool, size: int) -> None:
     with driver(LoopBackend(1), packed) as card:
-        found = own_driver.echo(arguments(asleep), card)
+        found = own_driver.echo(arguments(asleep, size), card)
     assert 0 < found["median_us"] <= found["p99_us"] <= found["p999_us"]
 
 

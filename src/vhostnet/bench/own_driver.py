@@ -70,7 +70,7 @@ def open_driver(args: argparse.Namespace, path: str = "") -> NetDriver:
     if args.in_order:
         features |= mask(VIRTIO_F_IN_ORDER)
     transport = _SlotTransport.connect(path, wait=_CONNECT_S)
-    memory = None if args.regions == 1 else GuestMemory(region_specs(args.regions, args.num))
+    memory = GuestMemory(region_specs(args.regions, args.num))
     return NetDriver(transport, features=features, num=args.num, memory=memory)
 
 
