@@ -215,3 +215,31 @@ print(features(opened()).decode())
     )
     assert lines == ["EMFILE True {b'features'}", "features"]
     assert os.path.exists(journal)
+
+
+def test_an_open_gives_its_descriptor_while_orphans_end(journal) -> None:
+    """The supervisor is sent SIGCHLD in the midst of giving it."""
+    lines = said(
+        journal,
+        """
+def orphans():
+    while True:
+        middle = os.fork()
+        if middle == 0:
+            if os.fork():
+                os._exit(0)
+            os._exit(0)
+        os.waitpid(middle, 0)
+other = os.fork()
+if other == 0:
+    orphans()
+answers = set()
+for _ in range(1500):
+    fd = refusal(opened)
+    answers.add((fd, features(fd)) if isinstance(fd, int) and fd > 2 else fd)
+    os.close(fd)
+os.kill(other, signal.SIGKILL)
+print(answers)
+""",
+    )
+    assert lines == ["{(992, b'features')}"]

@@ -14,6 +14,7 @@ import fcntl
 import mmap
 import os
 import select
+import signal
 import struct
 from dataclasses import dataclass
 
@@ -200,10 +201,15 @@ class Listener:
         flags = SECCOMP_ADDFD_FLAG_SEND | (0 if number is None else SECCOMP_ADDFD_FLAG_SETFD)
         newfd_flags = os.O_CLOEXEC if cloexec else 0
         request = bytearray(NOTIF_ADDFD.pack(id_, flags, fd, number or 0, newfd_flags))
+        # It waits until the caller has taken the descriptor.  A signal to us meanwhile would
+        # take the descriptor back but let the caller go, with 0 as what its open has given.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             given: int = fcntl.ioctl(self.fd, SECCOMP_IOCTL_NOTIF_ADDFD, request)
         except OSError as e:
             return -(e.errno or errno.EIO)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return given
 
     def _send(self, response: bytes) -> None:
