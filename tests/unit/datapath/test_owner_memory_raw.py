@@ -9,6 +9,8 @@ import pytest
 
 from driver_ring import Memory
 from instance import EVENT_IDX, MRG, RX, TX, V1, Instance
+from vhostnet.datapath.codes import RING_UNMAPPED
+from vhostnet.device.memory import Mapping, MemoryTable, Region
 
 WAYS = pytest.mark.parametrize("batched", [True, False])
 HDR = bytes(12)
@@ -131,3 +133,94 @@ def test_used_flags_of_a_driver_without_event_index(remote, batched) -> None:
     pair.kick(TX)
     assert pair.called(TX) == 0
     assert pair.counter(TX, "calls_suppressed") == 1
+
+
+GONE_GPA, GONE_HVA, GONE_SIZE = 0x9000_0000, 0x10000, 1 << 20
+
+
+@pytest.fixture
+def partly_gone(remote) -> Iterator[Callable[..., Instance]]:
+    """A pair whose table has a region that the owner has unmapped."""
+    tables: list[MemoryTable] = []
+
+    def make(**options: object) -> Instance:
+        pair = remote(**options)
+        hole = Region(GONE_GPA, GONE_SIZE, 0, (0, 0, 0), GONE_HVA, Mapping(0, 0, holders=1))
+        tables.append(MemoryTable([*pair.table.regions, hole]))
+        pair.net.set_mem_table(tables[-1])
+        return pair.start()
+
+    yield make
+    for table in tables:
+        table.release()
+
+
+@WAYS
+def test_a_buffer_that_is_gone_breaks_the_ring_until_it_is_mended(partly_gone, batched) -> None:
+    pair = partly_gone(batched=batched)
+    pair.tx.send(HDR + b"before it")
+    head = pair.tx.chain([(GONE_GPA, 100, 0)])
+    pair.tx.offer(head)
+    pair.tx.send(HDR + b"after it")
+    pair.kick(TX)
+    assert pair.sent() == [HDR + b"before it"]
+    assert pair.erred(TX) > 0
+    assert pair.counter(TX, "last_error") == RING_UNMAPPED
+    good = pair.memory.alloc(40)
+    pair.memory.write(good, HDR + b"m" * 28)
+    pair.tx.set_desc(head, good, 40, 0, 0)
+    pair.kick(TX)
+    assert pair.sent() == [HDR + b"m" * 28, HDR + b"after it"]
+
+
+@WAYS
+def test_a_table_that_is_gone_breaks_the_ring(partly_gone, batched) -> None:
+    pair = partly_gone(batched=batched)
+    pair.tx.offer(pair.tx.chain([(GONE_GPA, 32, 4)]))
+    pair.kick(TX)
+    assert pair.sent() == []
+    assert pair.counter(TX, "ring_errors") > 0
+
+
+@WAYS
+def test_what_cannot_be_delivered_is_told_and_the_rest_is(partly_gone, batched) -> None:
+    pair = partly_gone(batched=batched)
+    pair.rx.offer(pair.rx.chain([(GONE_GPA, 200, 2)]))
+    (good,) = pair.rx.post(200)
+    pair.arrive(HDR + b"a" * 60, HDR + b"b" * 60)
+    pair.kick(RX)
+    assert pair.erred(RX) > 0
+    assert len(pair.rx.collect()) == 2
+    assert pair.memory.read(good + 12, 60) == b"b" * 60
+
+
+@WAYS
+def test_a_ring_that_is_gone_stops_and_nothing_is_signalled(remote, batched) -> None:
+    pair = remote(batched=batched).start()
+    pair.called(TX)
+    with pair.net.quiesced():
+        for index in (RX, TX):
+            for part in ("desc_uva", "avail_uva", "used_uva"):
+                pair.net.vqs[index].vq[part] = GONE_HVA
+    pair.tx.send(HDR + b"never seen")
+    for index in (TX, RX, TX):
+        pair.kick(index)
+    assert pair.sent() == []
+    assert pair.counter(TX, "last_error") == RING_UNMAPPED
+    assert pair.counter(TX, "owner_faults") > 0
+    assert pair.called(TX) == 0
+
+
+@WAYS
+def test_a_packet_in_more_pieces_than_one_call_takes(remote, batched) -> None:
+    pair = remote(batched=batched, num=1024).start()
+    for _ in range(3):
+        gpas = [pair.memory.alloc(64, 64) for _ in range(1000)]
+        pair.rx.offer(pair.rx.chain([(gpa, 64, 2) for gpa in gpas]))
+        frame = HDR + bytes(k % 251 for k in range(60000))
+        pair.arrive(frame)
+        pair.kick(RX)
+        (used,) = pair.rx.collect()
+        assert used.length == len(frame)
+        got = b"".join(pair.memory.read(gpa, 64) for gpa in gpas)[: len(frame)]
+        assert got[12:] == frame[12:]
