@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
@@ -119,6 +120,10 @@ class Supervisor:
         self._devices = devices
         self._on_end = on_end
         self._files: dict[int, OpenFile] = {}
+        # Our ends: whatever has been written and closed before a call is seen before the call.
+        self._ends = select.epoll()
+        self._by_end: dict[int, OpenFile] = {}
+        loop.watch(self._ends.fileno(), READABLE, lambda _ready: self._look_at_ends())
         self._opened = 0
         self._owners: dict[int, int] = {}
         handlers: dict[str, Handler] = {
@@ -149,6 +154,8 @@ class Supervisor:
         self._loop.unwatch(self._listener.fd)
         for file in list(self._files.values()):
             self._close(file)
+        self._loop.unwatch(self._ends.fileno())
+        self._ends.close()
         for pidfd in self._owners.values():
             self._loop.unwatch(pidfd)
             os.close(pidfd)
@@ -179,6 +186,8 @@ class Supervisor:
     def _answer(self, call: Notification) -> None:
         name, handler = self._handlers[call.nr]
         verdict: Verdict
+        if self._files:
+            self._look_at_ends()
         with ForeignThread(call.tid, lambda: self._listener.still_waits(call.id)) as thread:
             try:
                 verdict = handler(call, thread)
@@ -215,7 +224,6 @@ class Supervisor:
         if file is None:  # it was another one by then, perhaps one that is slow to close
             os.close(harmless(fd))
             return None
-        self._take_writes(file)
         return file, fd
 
     def _known(self, link: str) -> OpenFile | None:
@@ -273,7 +281,8 @@ class Supervisor:
             return given
         file.given()
         self._files[file.inode] = file
-        self._loop.watch(file.fd, READABLE, lambda _ready: self._take_writes(file))
+        self._by_end[file.fd] = file
+        self._ends.register(file.fd, select.EPOLLIN)
         log.info("%s: opened by process %d", file.name, call.tid)
         return GIVEN
 
@@ -412,15 +421,17 @@ class Supervisor:
         data = thread.read(address, size * _IOVEC.size)
         return [_IOVEC.unpack_from(data, k * _IOVEC.size) for k in range(size)]
 
-    def _take_writes(self, file: OpenFile) -> None:
-        if not file.take_writes():
-            self._close(file)
+    def _look_at_ends(self) -> None:
+        for fd, _ in self._ends.poll(0):
+            file = self._by_end[fd]
+            if not file.take_writes():
+                self._close(file)
 
     def _close(self, file: OpenFile) -> None:
-        if self._files.pop(file.inode, None) is not None:
-            self._loop.unwatch(file.fd)
-            file.close()
-            log.info("%s: closed", file.name)
+        del self._files[file.inode], self._by_end[file.fd]
+        self._ends.unregister(file.fd)
+        file.close()
+        log.info("%s: closed", file.name)
 
     # --- processes ----------------------------------------------------------------------------
 

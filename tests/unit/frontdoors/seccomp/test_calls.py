@@ -298,3 +298,19 @@ print(subprocess.run(["cat", "file"], capture_output=True, text=True).stdout)
         "ENAMETOOLONG True 4",
         "text",
     ]
+
+
+def test_a_device_has_let_go_before_another_file_is_opened(journal) -> None:
+    """Such as the TAP that it had."""
+    said(
+        journal,
+        """
+notes = os.open(sys.argv[1], os.O_RDONLY)
+for k in range(300):
+    os.close(opened())
+    open("/dev/null").close()
+    text = os.pread(notes, 1 << 20, 0).decode()
+    assert text.count("release") == k + 1, k
+""",
+        str(journal),
+    )
