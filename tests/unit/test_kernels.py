@@ -18,10 +18,13 @@ needs_jit = pytest.mark.skipif(not JIT_ENABLED, reason="the interpreted lane com
 WARM = """
 import json, sys
 from vhostnet.datapath import catalogue
+from vhostnet.datapath.port_worker import port_worker
 from vhostnet.datapath.worker_loop import vhost_worker
 report = catalogue.warm(None)
-misses = sum(vhost_worker.stats.cache_misses.values())
-print(json.dumps([report.compiled, report.loaded, misses, len(vhost_worker.signatures)]))
+both = (vhost_worker, port_worker)
+misses = sum(sum(kernel.stats.cache_misses.values()) for kernel in both)
+signatures = sum(len(kernel.signatures) for kernel in both)
+print(json.dumps([report.compiled, report.loaded, misses, signatures]))
 """
 
 
@@ -48,6 +51,11 @@ def test_every_backend_has_its_kernels_on_the_list():
         assert catalogue.kernels_for(kind) == [
             f"vhost_worker/{ring}/mapped/{kind}" for ring in ("split", "packed")
         ]
+    assert catalogue.kernels_for("port") == [
+        f"port_worker/{ring}-{out}/mapped/port"
+        for ring in ("split", "packed")
+        for out in ("split", "packed")
+    ]
 
 
 @needs_jit

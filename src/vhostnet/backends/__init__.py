@@ -21,6 +21,7 @@ BACKEND_SPECS = {
     "null": "null[:checksum]",
     "loop": "loop",
     "gen": "gen:size=N",
+    "port": "port:NAME",
 }
 #: `gen:size=imix`: seven small, four middling, one large, in an order in which none bunches.
 IMIX_SIZES = (64, 594, 64, 64, 594, 64, 1514, 64, 594, 64, 64, 594)
@@ -52,6 +53,9 @@ def check_spec(spec: str) -> tuple[str, str]:
             raise UsageError(
                 f"backend {spec!r}: a frame has {GEN_SIZE_MIN} to {GEN_SIZE_MAX} bytes"
             )
+    elif kind == "port":
+        if not argument:
+            raise UsageError(f"backend {spec!r}: port:NAME takes a name that two devices share")
     elif kind == "null":
         if argument not in ("", "checksum"):
             raise UsageError(f"backend {spec!r}: null takes only :checksum")
@@ -89,6 +93,10 @@ def open_backend(spec: str, queue_pairs: int, fill_checksums: bool) -> Backend:
         from .memory_backends import LoopBackend
 
         return LoopBackend(queue_pairs)
+    if kind == "port":
+        from .port import PortBackend
+
+        return PortBackend(queue_pairs)
     from .memory_backends import GenBackend
 
     size = argument.partition("=")[2]

@@ -75,7 +75,7 @@ _GUEST_OFFLOADS = (
     (VIRTIO_NET_F_GUEST_TSO6, TUN_F_TSO6),
     (VIRTIO_NET_F_GUEST_ECN, TUN_F_TSO_ECN),
 )
-_BASE_FEATURES = mask(
+BASE_FEATURES = mask(
     VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_F_CSUM,
     VIRTIO_NET_F_HOST_TSO4,
@@ -86,7 +86,7 @@ _BASE_FEATURES = mask(
     VIRTIO_NET_F_GUEST_TSO6,
     VIRTIO_NET_F_GUEST_ECN,
 )
-_USO_FEATURES = mask(VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6)
+USO_FEATURES = mask(VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6)
 
 
 def tap_queue(fd: int, fill_checksums: bool) -> BackendQueue:
@@ -122,9 +122,9 @@ class TapBackend(Backend):
         self._attached = [True] * len(fds)
         self._link: bool | None = None
         self._negotiated: tuple[int, int] | None = None
-        self.features = _BASE_FEATURES
+        self.features = BASE_FEATURES
         if self._try_offloads(TUN_F_CSUM | _USO):
-            self.features |= _USO_FEATURES
+            self.features |= USO_FEATURES
         self._try_offloads(0)
         self._set_hdr_len(VNET_HDR_LEN)
         self.set_link(False)

@@ -22,6 +22,7 @@ from vhostnet.cli.daemon_setup import (
 )
 from vhostnet.cli.device_options import MAX_BUSY_POLL_US, MAX_QUEUE_PAIRS, devices_of
 from vhostnet.cli.parser import number_within
+from vhostnet.cli.ports import port_pairs
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
 from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
 from vhostnet.errors import UsageError
@@ -48,6 +49,7 @@ backends:
   loop          sends every packet back to the guest
   gen:size=N    sends packets of N bytes as fast as the guest takes them (N=imix: 64, 594
                 and 1514 bytes, 7 to 4 to 1)
+  port:NAME     a cable to the other device that has port:NAME (two --device)
 
 examples:
   vhostnet serve --socket-path /run/vm1.sock --backend tap:tap0
@@ -55,6 +57,8 @@ examples:
                  --socket-group kvm
   vhostnet serve --device socket=/run/a.sock,backend=tap:tap0,queue-pairs=2 \\
                  --device socket=/run/b.sock,backend=gen:size=64,client=on
+  vhostnet serve --device socket=/run/a.sock,backend=port:x \\
+                 --device socket=/run/b.sock,backend=port:x
 
   qemu-system-x86_64 -m 1G -object memory-backend-memfd,id=mem,size=1G,share=on \\
       -machine q35,memory-backend=mem -chardev socket,id=c0,path=/run/vm1.sock,reconnect=1 \\
@@ -159,6 +163,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the daemon; returns its exit status."""
     logs.set_up(args.log_level, args.log_format)
     options = _daemon_options(args)
+    joined = port_pairs(options.devices)
     check_ready_fd(args.ready_fd)
     check_sockets(options)
     with leaving_at_once():
@@ -189,6 +194,8 @@ def main(args: argparse.Namespace) -> int:
                     zip(backends, options.devices, strict=True)
                 )
             ]
+            for first, second in joined:
+                devices[first].join(devices[second])
             return serve(
                 loop,
                 options,

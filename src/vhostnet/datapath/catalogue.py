@@ -1,7 +1,8 @@
 """The finite list of kernels: every machine code that any configuration can need.
 
-One entry kernel, `vhost_worker`, specialised by ring format × meaning of addresses × backend.
-A remote ring is a split ring in memory that only its owner has.
+Two entry kernels: `vhost_worker`, specialised by ring format × meaning of addresses × backend,
+and `port_worker`, by the ring formats of sender and receiver.  A remote ring is a split ring in
+memory that only its owner has.
 `vhostnet warm` compiles all of it; a daemon loads what its backends need before it says that
 it is ready, and compiles nothing afterwards.
 """
@@ -29,12 +30,14 @@ from .layout import (
     MAPPED_REGION,
     NULL,
     PACKED_VRING,
+    PORT,
     REMOTE_VRING,
     RX_HEAD,
     SPLIT_VRING,
     TAP,
     WORKER,
 )
+from .port_worker import port_worker
 from .worker_loop import vhost_worker
 
 _RINGS = {"split": SPLIT_VRING, "packed": PACKED_VRING, "remote": REMOTE_VRING}
@@ -44,15 +47,27 @@ _BACKENDS = {"tap": TAP, "null": NULL, "gen": GEN, "loop": LOOP}
 
 @dataclass(frozen=True)
 class KernelSpec:
-    """One specialisation: a name for humans and the Numba signature."""
+    """One specialisation: a name for humans and the Numba signature.
+
+    Attributes:
+        dispatcher: the kernel's function.
+        rings: ring formats that it is for, the first one that of the guest that sends.
+        memory: what addresses mean.
+        backend: the kind of backend.
+    """
 
     name: str
+    dispatcher: Any
+    rings: tuple[str, ...]
+    memory: str
+    backend: str
     signature: tuple[Any, ...]
 
     @property
     def signature_text(self) -> str:
-        ring, memory, backend = self.name.split("/")[1:]
-        return f"vhost_worker({ring} ring, {memory} memory, {backend} backend)"
+        function = self.name.split("/")[0]
+        rings = " to ".join(self.rings)
+        return f"{function}({rings} ring, {self.memory} memory, {self.backend} backend)"
 
 
 @dataclass(frozen=True)
@@ -70,9 +85,17 @@ def _vector(dtype: np.dtype[Any]) -> Any:
 
 def list_kernels() -> list[KernelSpec]:
     """Every kernel, in a fixed order."""
+    return [*_device_kernels(), *_port_kernels()]
+
+
+def _device_kernels() -> list[KernelSpec]:
     return [
         KernelSpec(
             f"vhost_worker/{ring}/{memory}/{backend}",
+            vhost_worker,
+            (ring,),
+            memory,
+            backend,
             (
                 _vector(WORKER),
                 _vector(ring_dtype),
@@ -93,6 +116,32 @@ def list_kernels() -> list[KernelSpec]:
     ]
 
 
+def _port_kernels() -> list[KernelSpec]:
+    return [
+        KernelSpec(
+            f"port_worker/{ring}-{out}/mapped/port",
+            port_worker,
+            (ring, out),
+            "mapped",
+            "port",
+            (
+                _vector(WORKER),
+                _vector(_RINGS[ring]),
+                _vector(_RINGS[ring]),
+                _vector(MAPPED_REGION),
+                _vector(_RINGS[out]),
+                _vector(MAPPED_REGION),
+                _vector(PORT),
+                _vector(IOVEC),
+                _vector(IOVEC),
+                _vector(RX_HEAD),
+            ),
+        )
+        for ring in ("split", "packed")
+        for out in ("split", "packed")
+    ]
+
+
 def kernels_for(backend_kind: str, *, iommu: bool = False) -> list[str]:
     """Names of the kernels that a vhost-user device with this backend can need.
 
@@ -103,19 +152,13 @@ def kernels_for(backend_kind: str, *, iommu: bool = False) -> list[str]:
     return [
         k.name
         for k in list_kernels()
-        if k.name.split("/")[1] != "remote"
-        and k.name.split("/")[2] in memories
-        and k.name.endswith(f"/{backend_kind}")
+        if "remote" not in k.rings and k.memory in memories and k.backend == backend_kind
     ]
 
 
 def kernels_for_character_device() -> list[str]:
     """Names of the kernels that an open file of the character device can need."""
-    return [
-        k.name
-        for k in list_kernels()
-        if k.name.split("/")[1] != "packed" and k.name.endswith("/tap")
-    ]
+    return [k.name for k in list_kernels() if "packed" not in k.rings and k.backend == "tap"]
 
 
 def _marker(name: str) -> Path:
@@ -142,12 +185,12 @@ def warm(
     wanted = None if names is None else set(names)
     compiled = loaded = 0
     begin = time.monotonic()
-    dispatcher: Any = vhost_worker
     for spec in list_kernels():
         if wanted is not None and spec.name not in wanted:
             continue
         started = time.monotonic()
         progress(spec.name, None)
+        dispatcher = spec.dispatcher
         hits = sum(dispatcher.stats.cache_hits.values())
         dispatcher.compile(spec.signature)
         if sum(dispatcher.stats.cache_hits.values()) > hits:

@@ -57,3 +57,4 @@ HANDLED = 0
 HANDLED_RING_ERROR = 1
 HANDLED_BACKEND_GONE = 2
 HANDLED_MISS = 3
+HANDLED_PEER_ERROR = 4  # a port: the receiver's ring is broken

@@ -54,3 +54,36 @@ def iov_skip(iov: Any, at: int, n: int, size: int) -> int:
         left -= piece
         i += 1
     return i
+
+
+@helper
+def iov_to_iov(
+    src: Any, at: int, n: int, skip: int, dst: Any, to: int, m: int, put: int, size: int
+) -> int:
+    """Copy up to *size* bytes from src[at:at + n], without its first *skip* bytes, to
+    dst[to:to + m] behind its first *put* bytes; returns bytes copied.  No entry is changed.
+    """
+    i = at
+    while i < at + n and skip >= int(src[i]["iov_len"]):
+        skip -= int(src[i]["iov_len"])
+        i += 1
+    j = to
+    while j < to + m and put >= int(dst[j]["iov_len"]):
+        put -= int(dst[j]["iov_len"])
+        j += 1
+    done = 0
+    while done < size and i < at + n and j < to + m:
+        left = int(src[i]["iov_len"]) - skip
+        room = int(dst[j]["iov_len"]) - put
+        piece = min(left, room, size - done)
+        copy_bytes(int(dst[j]["iov_base"]) + put, int(src[i]["iov_base"]) + skip, piece)
+        done += piece
+        skip += piece
+        put += piece
+        if piece == left:
+            i += 1
+            skip = 0
+        if piece == room:
+            j += 1
+            put = 0
+    return done

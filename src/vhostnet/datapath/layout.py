@@ -81,7 +81,8 @@ COUNTERS = (
     "drop_short",  # tx: nothing behind the header
     "drop_malformed",  # a chain with parts of the wrong direction; handed back with length 0
     "drop_refused",  # the backend refused the frame for good (EINVAL, EIO, ...)
-    "drop_full",  # the backend had no room and never waits (loop)
+    "drop_full",  # the backend had no room and never waits (loop, port)
+    "drop_no_peer",  # tx to a port: nobody is at the other end, or its ring is broken
     "drop_disabled",  # tx: the ring was disabled, the packet was discarded
     "drop_too_small",  # rx: the one buffer was too small, the packet was thrown away
     "ring_errors",  # the ring was found broken
@@ -361,6 +362,28 @@ LOOP = _record(
     "head",
     "tail",
 )
+
+#: One direction between two guests: what the sender's worker knows of the receiver, and scratch.
+PORT = _record(
+    # what the receiver acked: partial checksums, and a bit for each VIRTIO_NET_HDR_GSO_* type that
+    # it takes whole, and those with ECN's flag; w: worker, each time that it enters its kernel
+    "peer_csum",
+    "peer_gso",
+    "peer_ecn",
+    # a word that says who is at the receiver's ring, if other workers serve it too; else 0
+    "lock_hva",
+    # u8[PORT_HDR_SIZE]: a private copy of a packet's header, and behind it the receiver's
+    "port_hdr_hva",
+    # u8[HOLD_SIZE]: a packet whose frame has to be changed, and u8[PORT_TEMPLATE_SIZE]: the
+    # headers of one that has to be cut
+    "frame_bounce_hva",
+    "template_hva",
+)
+#: Where the receiver's header is, behind the copy of the sender's.
+PORT_OUT_HDR = 16
+PORT_HDR_SIZE = 32
+#: Most bytes of headers that a packet to be cut may have.
+PORT_TEMPLATE_SIZE = 512
 
 
 def field_offset(dtype: np.dtype[Any], name: str) -> int:

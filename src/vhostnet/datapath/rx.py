@@ -91,7 +91,7 @@ def get_rx_bufs(vq: Record, mem: Any, iov: Any, heads: Any, need: int) -> tuple[
 
 
 @helper
-def _complete(vq: Record, heads: Any, n: int, total: int) -> None:
+def complete(vq: Record, heads: Any, n: int, total: int) -> None:
     """Used entries for one packet of *total* bytes in heads[:n]: each full but the last."""
     left = total
     n_descs = 0
@@ -152,7 +152,7 @@ def handle_rx(
             if vq["log_all"]:
                 log_data(vq, regions, iov, n_iov, need)
             backend_consume(bk)
-            _complete(vq, heads, n_heads, need)
+            complete(vq, heads, n_heads, need)
             vq["packets"] += 1
             vq["bytes"] += need
         if int(vq["done_idx"]) > VHOST_NET_BATCH:

@@ -26,6 +26,7 @@ from vhostnet.device.memory import (
     map_region,
     same_region,
 )
+from vhostnet.device.port_net import PortNet, join_ports
 from vhostnet.device.ring_formats import VringAddresses
 from vhostnet.device.vhost_net import VhostNet
 from vhostnet.device.vring import (
@@ -117,8 +118,9 @@ class VhostUserDevice:
         self.queue_pairs = queue_pairs
         self.n_rings = 2 * queue_pairs
         self.max_mem_slots = MAX_MEM_SLOTS
-        self.nets = [
-            VhostNet(name if queue_pairs == 1 else f"{name}.{pair}", linux_abi)
+        kind = PortNet if backend.kind == "port" else VhostNet
+        self.nets: list[VhostNet] = [
+            kind(name if queue_pairs == 1 else f"{name}.{pair}", linux_abi)
             for pair in range(queue_pairs)
         ]
         self.rings = [
@@ -138,6 +140,14 @@ class VhostUserDevice:
         self._log: DirtyLog | None = None
         self._features: int | None = None
         self._status = 0
+
+    def join(self, other: VhostUserDevice) -> None:
+        """Be the other card's network, and it ours: both have port backends, and no session."""
+        join_ports(self._ports, other._ports)
+
+    @property
+    def _ports(self) -> list[PortNet]:
+        return [net for net in self.nets if isinstance(net, PortNet)]
 
     # --- sessions ---------------------------------------------------------------------
 

@@ -83,6 +83,14 @@ def atomic_or_u8(addr: int, bits: int) -> None:
         cell.value |= bits
 
 
+def atomic_swap_i64(addr: int, value: int) -> int:
+    """Write 64 bits that other threads write too; returns what was there.  A full barrier."""
+    with _mb_lock:
+        cell = ctypes.c_int64.from_address(addr)
+        old, cell.value = cell.value, value
+    return old
+
+
 def cpu_relax() -> None:
     """Say that this is a spin loop: the sibling thread may have the core's units."""
 
@@ -150,6 +158,18 @@ def _or_factory() -> Any:
     return atomic_or
 
 
+def _swap_factory() -> Any:
+    @intrinsic
+    def atomic_swap(typingctx: Any, addr: Any, value: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            ptr = builder.inttoptr(args[0], ir.PointerType(ir.IntType(64)))
+            return builder.atomic_rmw("xchg", ptr, args[1], "seq_cst")
+
+        return types.int64(types.int64, types.int64), codegen
+
+    return atomic_swap
+
+
 def _fence(order: str) -> Any:
     @intrinsic
     def fence(typingctx: Any) -> Any:
@@ -184,6 +204,7 @@ def _relax_factory() -> Any:
 
 _relax = _relax_factory()
 _atomic_or_u8 = _or_factory()
+_atomic_swap_i64 = _swap_factory()
 _load_acquire_u16 = _load(16, "acquire", False)
 _load_relaxed_u16 = _load(16, "monotonic", False)
 _load_relaxed_i32 = _load(32, "monotonic", True)
@@ -261,6 +282,11 @@ def _ol_store_u8(addr, value):  # type: ignore[no-untyped-def]
 @overload(atomic_or_u8)
 def _ol_atomic_or_u8(addr, bits):  # type: ignore[no-untyped-def]
     return lambda addr, bits: _atomic_or_u8(addr, bits)
+
+
+@overload(atomic_swap_i64)
+def _ol_atomic_swap_i64(addr, value):  # type: ignore[no-untyped-def]
+    return lambda addr, value: _atomic_swap_i64(addr, value)
 
 
 @overload(cpu_relax)

@@ -28,6 +28,7 @@ from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
 
 GET_FEATURES = struct.pack("=III", 1, 1, 0)
 NULL = ["--backend", "null"]
+PORTS = ["--device", "socket=s,backend=port:x", "--device", "socket=t,backend=port:x"]
 
 WRONG = [
     ([], "a command is needed: serve, run, chardev, warm, bench, demo"),
@@ -78,6 +79,13 @@ WRONG = [
     (["serve", *["--device", "socket=s,backend=null"] * 2], "two devices have the socket s"),
     (["serve", "--socket-path=s", *NULL, "--linux-abi=6.2"], "'6.2' is not one of 6.1, 6.12, new"),
     (["serve", "--device", "socket=s,backend=null,linux-abi=5"], "--device: linux-abi: '5' is"),
+    (["serve", "--socket-path=s", "--backend=port"], "port:NAME takes a name"),
+    (["serve", "--socket-path=s", "--backend=port:x"], "port:x: one device has it; it joins two"),
+    (["serve", *PORTS[:2]], "port:x: one device has it; it joins two"),
+    (["serve", *PORTS, "--device", "socket=u,backend=port:x"], "port:x: 3 devices have it"),
+    (["serve", *PORTS[:3], f"{PORTS[3]},queue-pairs=2"], "have 1 and 2 queue pairs"),
+    (["serve", *PORTS[:3], f"{PORTS[3]},iommu=on"], "iommu does not work with port:x"),
+    (["serve", *PORTS[:3], f"{PORTS[3]},fill-checksums=on"], "works with a TAP only"),
     (["serve", "--linux-abi=6.1", "--device", "socket=s,backend=null"], "--linux-abi and --device"),
     (["warm", "--lits"], "did you mean --list?"),
     (["demo", "--quik"], "did you mean --quick?"),
@@ -230,7 +238,7 @@ def test_capabilities_are_printed_whatever_else_is_asked_for(words, capsys):
         "configure-mem-slots",
         "status",
     ]
-    assert told["backends"] == ["tap", "tap-fd", "null", "loop", "gen"]
+    assert told["backends"] == ["tap", "tap-fd", "null", "loop", "gen", "port"]
     assert told["front-doors"] == ["vhost-user", "run", "chardev"]
 
 
