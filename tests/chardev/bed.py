@@ -40,7 +40,7 @@ class Bed:
         guest: for shell commands.
     """
 
-    def __init__(self, folder: Path, *, memory_mib: int = 1536) -> None:
+    def __init__(self, folder: Path, *, memory_mib: int = 2048) -> None:
         warm_for_any_processor(catalogue.kernels_for_character_device())
         image = host_guest_image(folder / "initramfs.cpio")
         machine = Machine(
@@ -48,7 +48,7 @@ class Bed:
         )
         self.guest = GuestVM(image, machine)
         self.guest.wait_for_shell()
-        self.guest.check(f"{MOUNT} && {LOAD} cuse && {LOAD} tun", timeout=120.0)
+        self.guest.check(f"{MOUNT} && {LOAD} cuse && {LOAD} tun && {LOAD} bridge", timeout=120.0)
         self.guest.check("mkdir -p /dev/pts /dev/shm")
 
     def __enter__(self) -> Bed:

@@ -27,7 +27,7 @@ HOST, GUEST = "192.0.2.1", "192.0.2.2"
 MIB = 16
 PORT = 5301
 #: A guest in a guest, both emulated.
-PATIENCE_S = 240.0
+PATIENCE_S = 480.0
 
 
 def to_host(path: measure.Path) -> bool:

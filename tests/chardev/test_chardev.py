@@ -129,6 +129,7 @@ def test_it_is_our_driver_that_answers(said: dict[str, Any], chardev: Chardev) -
         "mode": "0o640",
     }
     assert "is the owner" in chardev.log()
+    assert " 0 kernels compiled" in chardev.log()
 
 
 @pytest.mark.usefixtures("chardev")

@@ -27,7 +27,7 @@ from vhostnet.errors import HostError
 
 PACKAGE = "linux-image-amd64"
 #: What the guest can load; nothing but the files' own is loaded at boot.
-MODULES = ("9pnet_virtio", "9p", "overlay", "tun", "cuse", "vhost_net")
+MODULES = ("9pnet_virtio", "9p", "overlay", "tun", "bridge", "cuse", "vhost_net")
 _FILES = ("9pnet_virtio", "9p", "overlay")
 #: Where the machine's files are in the guest.
 ROOT = "/host"
