@@ -22,6 +22,7 @@ from vhostnet.demo.measure import DIRECTIONS
 from vhostnet.demo.qmp import Qmp
 from vhostnet.demo.run_demo import check_vhost
 from vhostnet.errors import HostError
+from vhostnet.uapi.virtio import VIRTIO_F_RING_RESET
 
 if TYPE_CHECKING:
     from conftest import RunBed
@@ -131,6 +132,19 @@ def test_a_guest_behind_an_iommu(run_bed: RunBed, memory: str) -> None:
     guest = run_bed.start(run_bed.machine(memory, iommu=True), properties=properties)
     run_bed.assert_pings(guest)
     run_bed.assert_transfers(guest, 2)
+    check_vhost(guest, run_bed.log)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_the_guest_resets_single_rings(run_bed: RunBed, memory: str) -> None:
+    """VIRTIO_F_RING_RESET: a ring is stopped, gets another size, and goes on alone."""
+    properties = {"queue_reset": "on", "disable-legacy": "on"}
+    guest = run_bed.start(run_bed.machine(memory), properties=properties)
+    assert guest.check("cat /sys/bus/virtio/devices/virtio0/features")[VIRTIO_F_RING_RESET] == "1"
+    for size in (64, 256, 128):
+        guest.check(f"ethtool -G eth0 rx {size} tx {size}")
+        run_bed.assert_pings(guest)
+    run_bed.assert_transfers(guest, 4)
     check_vhost(guest, run_bed.log)
 
 
