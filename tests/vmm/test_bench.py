@@ -41,3 +41,23 @@ def test_one_case_of_g2d_and_its_peer(tmp_path) -> None:
     assert "| split mrg_rxbuf=1 in_order=0 64 B |" in done.stdout
     assert (tmp_path / "g2d.svg").read_text().startswith("<svg")
     assert "run 1" in done.stderr
+
+
+def test_one_case_of_vm2vm_and_its_peer(tmp_path) -> None:
+    words = ["--only", "packed mrg_rxbuf=1 in_order=0 1514 B", "--runs", "1", "--seconds", "0.3"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vhostnet", "bench", "vm2vm", *words, "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-800:]
+    (case,) = load(tmp_path / "vm2vm.json").cases
+    for side in case.sides.values():
+        (mpps,) = side.runs["mpps"]
+        assert mpps is not None
+        assert mpps > 0.01
+        assert side.failures == []
+    commands = " ".join(case.sides["vhostnet"].commands)
+    assert "--device socket=DIR/socket1,backend=port:x" in commands

@@ -128,10 +128,14 @@ class Testpmd:
         answer, _, self._said = self._said.partition(last)
         return answer
 
-    def start(self, mode: str) -> None:
-        """Begin to forward: "txonly", "rxonly", "io", ..."""
+    def start(self, mode: str, *, first: int = 0) -> None:
+        """Begin to forward: "txonly", "rxonly", "io", ...
+
+        Args:
+            first: bursts that each port sends before, for a mode that only passes on.
+        """
         self.ask(f"set fwd {mode}", f"Set {mode} packet forwarding mode")
-        self.tell("start")
+        self.tell(f"start tx_first {first}" if first else "start")
 
     def stop(self) -> None:
         """End forwarding; what it says about it is thrown away."""

@@ -1,0 +1,128 @@
+"""vm2vm: between two drivers, each frame from one's buffers into the other's.
+
+Both drivers are one testpmd with two virtio_user ports on one core.  What arrives at one port it
+sends back at the other (`io`), so packets go round and round, one circle each way: the device is
+never starved, and as a circle has fewer packets than a ring has descriptors, none is dropped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from vhostnet.bench.model import OURS, Case, Metric, Run, Workload
+from vhostnet.bench.pair import RING_SIZE, WARM_UP_S, dpdk, pinned
+from vhostnet.bench.testpmd import Testpmd
+from vhostnet.bench.workloads.rings import NEEDS, virtio_options
+from vhostnet.demo.daemon import Daemon
+from vhostnet.errors import HostError
+
+PEER = "testpmd io between two net_vhost"
+SIZES = (64, 1514)
+_BURST = 32
+#: Bursts of each circle: half a ring of packets.
+_BURSTS = RING_SIZE // _BURST // 2
+_SOCKET_S = 10.0
+
+
+def _sockets(run: Run) -> tuple[Path, Path]:
+    return run.folder / "socket0", run.folder / "socket1"
+
+
+@contextmanager
+def _our_ports(run: Run) -> Iterator[None]:
+    """`vhostnet serve` with two cards that are joined, on the device's core."""
+    arguments = []
+    for path in _sockets(run):
+        arguments += ["--device", f"socket={path},backend=port:x"]
+    run.note(["taskset", "-c", str(run.device_cpu), "vhostnet", "serve", *arguments])
+    prefix = pinned(run.device_cpu)
+    with Daemon(arguments, log=run.folder / "vhostnet.log", prefix=prefix) as daemon:
+        yield
+        if not daemon.running():
+            raise HostError(f"vhostnet serve ended: {daemon.last_words()}")
+
+
+@contextmanager
+def _peer_ports(run: Run) -> Iterator[None]:
+    """Testpmd that forwards between two net_vhost ports, on the device's core."""
+    vdevs = [f"net_vhost{k},iface={path},queues=1" for k, path in enumerate(_sockets(run))]
+    with dpdk(run, vdevs, run.device_cpu) as device:
+        deadline = time.monotonic() + _SOCKET_S
+        while not all(path.exists() for path in _sockets(run)):
+            if time.monotonic() > deadline:
+                raise HostError("testpmd does not serve its sockets")
+            time.sleep(0.02)
+        device.start("io")
+        yield
+
+
+@contextmanager
+def _drivers(run: Run, virtio: str, size: int) -> Iterator[Testpmd]:
+    """Both drivers, on the driver's core."""
+    ports = [
+        f"net_virtio_user{k},path={path},queues=1,queue_size={RING_SIZE},{virtio}"
+        for k, path in enumerate(_sockets(run))
+    ]
+    with dpdk(run, ports, run.driver_cpu, [f"--txpkts={size}"]) as driver:
+        yield driver
+
+
+def _measure(run: Run, driver: Testpmd) -> dict[str, float]:
+    """Mpps that arrived, both ways together."""
+    driver.start("io", first=_BURSTS)
+    time.sleep(WARM_UP_S)
+    for port in (0, 1):  # from here on: rates are of the time between two looks
+        driver.stats(port)
+    time.sleep(run.seconds)
+    return {"mpps": sum(driver.stats(port).rx_pps for port in (0, 1)) / 1e6}
+
+
+def ours(run: Run, virtio: str, size: int) -> dict[str, float]:
+    """`port:NAME` forwards."""
+    with _our_ports(run), _drivers(run, virtio, size) as driver:
+        return _measure(run, driver)
+
+
+def peer(run: Run, virtio: str, size: int) -> dict[str, float]:
+    """DPDK forwards."""
+    with _peer_ports(run), _drivers(run, virtio, size) as driver:
+        return _measure(run, driver)
+
+
+def _cases() -> Sequence[Case]:
+    metric = Metric("mpps", "packets that arrived, both ways", "million/s", "higher", {PEER: 1.5})
+    return [
+        Case(
+            f"{'packed' if packed else 'split'} mrg_rxbuf=1 in_order={in_order} {size} B",
+            {"packed": packed, "mrg_rxbuf": 1, "in_order": in_order, "size": size},
+            (metric,),
+            {
+                OURS: partial(ours, virtio=virtio, size=size),
+                PEER: partial(peer, virtio=virtio, size=size),
+            },
+            # our two workers share one core
+            busy_threads=2,
+            quick=size == 64 and not packed and not in_order,
+        )
+        for packed in (0, 1)
+        for in_order in (0, 1)
+        for size in SIZES
+        for virtio in [virtio_options(packed, 1, in_order)]
+    ]
+
+
+VM2VM = Workload(
+    "vm2vm",
+    "guest to guest: frames are forwarded between two drivers of one daemon",
+    "Two ports of DPDK's virtio_user in one testpmd (`io`, one core) send what arrives at one "
+    f"port back at the other: {_BURSTS * _BURST} packets in each of two circles, rings of "
+    f"{RING_SIZE}, so that nothing is dropped. Between them `vhostnet serve` with two `--device "
+    "…,backend=port:x` (two workers on one core), or testpmd `io` between two net_vhost ports. The "
+    "number is what both ports received, by the drivers' own counts and clock, after a warm-up.",
+    NEEDS,
+    _cases,
+)
