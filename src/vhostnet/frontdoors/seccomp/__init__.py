@@ -17,5 +17,5 @@ so read, poll and epoll wait for them by themselves.
     open_file     one open file: the socket pair and its `VhostFile`
     supervisor    the calls, one by one
     keeper        what answers when the supervisor has died
-    tree          the processes: ours, the command, its children
+    tree          the processes; `waiting`, `command`, `supervision`: what each of them does
 """
