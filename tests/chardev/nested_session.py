@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -28,6 +29,13 @@ MIB = 16
 PORT = 5301
 #: A guest in a guest, both emulated.
 PATIENCE_S = 480.0
+
+
+def pings(guest: GuestVM) -> list[int]:
+    """[sent, received]; the last ones have a minute to come back, all else is emulated."""
+    said = guest.run(f"ping -c 100 -i 0.1 -W 60 {HOST}", timeout=PATIENCE_S)[1]
+    match = re.search(r"(\d+) packets transmitted, (\d+) packets received", said)
+    return [int(match[1]), int(match[2])] if match else []
 
 
 def to_host(path: measure.Path) -> bool:
@@ -78,8 +86,7 @@ def main(words: list[str]) -> None:
             said["seconds to boot"] = round(time.monotonic() - began)
             guest.add_address(0, f"{GUEST}/24")
             path = measure.Path(guest, host, GUEST, HOST)
-            pings = measure.ping(path, 100, interval_s=0.05)
-            said["pings"] = [pings.sent, pings.lost]
+            said["pings"] = pings(guest)
             said["seconds to pings"] = round(time.monotonic() - began)
             said["sha-256 to host"] = to_host(path)
             said["seconds to host"] = round(time.monotonic() - began)
