@@ -71,3 +71,19 @@ def test_serving_uses_the_signature_that_was_warmed(instance):
 def test_records_have_the_sizes_of_the_kernels_structs():
     assert IOVEC.itemsize == 16
     assert MAPPED_REGION.itemsize == 24
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="the interpreter needs no cache")
+def test_a_cache_that_cannot_be_written_is_one_line_that_says_what_to_do():
+    ended = subprocess.run(
+        [sys.executable, "-m", "vhostnet", "warm"],
+        env={**os.environ, "XDG_CACHE_HOME": "/proc/nowhere", "CACHE_DIRECTORY": ""},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert ended.returncode == 4
+    assert ended.stderr.startswith("vhostnet: the kernels' cache /proc/nowhere/vhostnet/kernels/")
+    assert "set XDG_CACHE_HOME" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1

@@ -22,6 +22,7 @@ COMMANDS = {
     "serve": "be the host half of virtio network cards, over vhost-user",
     "run": "run a command whose /dev/vhost-net is served by us",
     "chardev": "be /dev/vhost-net for all programs of this host, through CUSE",
+    "check": "say which of these can work on this host, and how to mend it",
     "warm": "compile the data path now, so that no daemon has to",
     "bench": "measure vhostnet beside its peers",
     "demo": "boot a Linux guest on vhostnet and show what it can do",

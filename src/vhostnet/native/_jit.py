@@ -31,6 +31,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import overload, register_jitable
 
+from vhostnet.errors import HostError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -56,9 +58,26 @@ def cache_root() -> Path:
     return Path(base) / "vhostnet" / "kernels"
 
 
+def _made(folder: Path) -> Path:
+    """Make a folder of our own; HostError says what to do where we may not."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise HostError(
+            f"the kernels' cache {folder} cannot be written: set XDG_CACHE_HOME (or "
+            "CACHE_DIRECTORY) to a folder that can"
+        )
+    return folder
+
+
 _config: Any = numba.config
 JIT_ENABLED = not _config.DISABLE_JIT
 CACHE_DIR = cache_root() / (_source_digest() + ("-boundscheck" if _config.BOUNDSCHECK else ""))
+if JIT_ENABLED:
+    _made(CACHE_DIR)
 _config.CACHE_DIR = str(CACHE_DIR)
 
 
