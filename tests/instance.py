@@ -30,7 +30,12 @@ class Instance:
     """
 
     def __init__(
-        self, features: int = MRG | V1, num: int = 16, base: int = 0, memory: Memory | None = None
+        self,
+        features: int = MRG | V1,
+        num: int = 16,
+        base: int = 0,
+        memory: Memory | None = None,
+        coalesce: bool = False,
     ) -> None:
         self.memory = memory or Memory()
         self._mem_fd = -1
@@ -39,7 +44,7 @@ class Instance:
         self.wire.setblocking(False)
         device_end.setblocking(False)
         self._device_end = device_end
-        self.queue = tap_queue(device_end.fileno(), fill_checksums=False)
+        self.queue = tap_queue(device_end.fileno(), fill_checksums=False, coalesce=coalesce)
         self.queue.record[0]["tap_hdr_len"] = self.hdr_len
         self.net = VhostNet("test")
         self.net.set_owner(os.getpid())

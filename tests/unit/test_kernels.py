@@ -47,7 +47,7 @@ def test_a_second_process_compiles_nothing(tmp_path):
 def test_every_backend_has_its_kernels_on_the_list():
     names = [spec.name for spec in catalogue.list_kernels()]
     assert len(set(names)) == len(names)
-    for kind in ("tap", "null", "gen", "loop"):
+    for kind in ("tap", "coalescing-tap", "null", "gen", "loop"):
         assert catalogue.kernels_for(kind) == [
             f"vhost_worker/{ring}/mapped/{kind}" for ring in ("split", "packed")
         ]

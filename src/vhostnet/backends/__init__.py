@@ -64,24 +64,33 @@ def check_spec(spec: str) -> tuple[str, str]:
     return kind, argument
 
 
-def backend_kind(spec: str) -> str:
+def backend_kind(spec: str, coalesce: bool = True) -> str:
     """The kind of kernel that *spec* needs (`catalogue.kernels_for`)."""
     kind, _ = check_spec(spec)
-    return "tap" if kind == "tap-fd" else kind
+    if kind in ("tap", "tap-fd"):
+        return "coalescing-tap" if coalesce else "tap"
+    return kind
 
 
-def open_backend(spec: str, queue_pairs: int, fill_checksums: bool) -> Backend:
-    """Open what *spec* names, with one queue a queue pair; UsageError or HostError."""
+def open_backend(
+    spec: str, queue_pairs: int, fill_checksums: bool, coalesce: bool = True
+) -> Backend:
+    """Open what *spec* names, with one queue a queue pair; UsageError or HostError.
+
+    Args:
+        fill_checksums: towards the guest, complete partial checksums; with a TAP only.
+        coalesce: merge a guest's TCP segments on their way into a TAP; else it means nothing.
+    """
     kind, argument = check_spec(spec)
     if kind == "tap":
         from .tap import TapBackend
 
-        return TapBackend.open(argument, queue_pairs, fill_checksums)
+        return TapBackend.open(argument, queue_pairs, fill_checksums, coalesce)
     if kind == "tap-fd":
         from .tap import TapBackend
 
         return TapBackend.adopt(
-            [int(part) for part in argument.split("+")], queue_pairs, fill_checksums
+            [int(part) for part in argument.split("+")], queue_pairs, fill_checksums, coalesce
         )
     if fill_checksums:
         raise UsageError(f"backend {spec!r}: --fill-checksums works with a TAP only")

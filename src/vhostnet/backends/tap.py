@@ -17,7 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from vhostnet.datapath.layout import HOLD_SIZE, TAP, TAP_HDR_SIZE
+from vhostnet.datapath.layout import (
+    COALESCE_PIECES,
+    COALESCE_ROOM,
+    COALESCE_SEGMENTS,
+    COALESCE_SLOTS,
+    COALESCING_TAP,
+    FLOW,
+    HOLD_SIZE,
+    IOVEC,
+    SEGMENT,
+    STASH_SIZE,
+    TAP,
+    TAP_HDR_SIZE,
+    UIO_MAXIOV,
+)
 from vhostnet.errors import HostError, UsageError
 from vhostnet.uapi.tun import (
     IFF_ATTACH_QUEUE,
@@ -89,8 +103,9 @@ BASE_FEATURES = mask(
 USO_FEATURES = mask(VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6)
 
 
-def tap_queue(fd: int, fill_checksums: bool) -> BackendQueue:
-    record: Any = np.zeros(1, TAP)
+def tap_queue(fd: int, fill_checksums: bool, coalesce: bool = False) -> BackendQueue:
+    """A descriptor of a TAP as a backend queue, which the caller closes."""
+    record: Any = np.zeros(1, COALESCING_TAP if coalesce else TAP)
     hold = np.zeros(HOLD_SIZE, np.uint8)
     bounce = np.zeros(HOLD_SIZE, np.uint8)
     header = np.zeros(TAP_HDR_SIZE, np.uint8)
@@ -101,7 +116,26 @@ def tap_queue(fd: int, fill_checksums: bool) -> BackendQueue:
     tap["bounce_hva"] = bounce.ctypes.data
     tap["hdr_hva"] = header.ctypes.data
     tap["tap_hdr_len"] = VNET_HDR_LEN
-    return BackendQueue(record, fd, [hold, bounce, header])
+    queue = BackendQueue(record, fd, [hold, bounce, header])
+    if coalesce:
+        _give_room(queue)
+    return queue
+
+
+def _give_room(queue: BackendQueue) -> None:
+    """Allocate what a COALESCING_TAP works with; pages that are never used cost nothing."""
+    for field, array in (
+        ("flows_hva", np.zeros(COALESCE_SLOTS, FLOW)),
+        ("flow_order_hva", np.zeros(COALESCE_SEGMENTS, np.int64)),
+        ("segments_hva", np.zeros(COALESCE_SEGMENTS, SEGMENT)),
+        ("held_hdr_hva", np.zeros(COALESCE_SEGMENTS * COALESCE_ROOM, np.uint8)),
+        ("held_pieces_hva", np.zeros(COALESCE_SEGMENTS * COALESCE_PIECES, IOVEC)),
+        ("merged_hdr_hva", np.zeros(COALESCE_ROOM, np.uint8)),
+        ("out_hva", np.zeros(UIO_MAXIOV + 1, IOVEC)),
+        ("stash_hva", np.zeros(STASH_SIZE, np.uint8)),
+    ):
+        queue.record[0][field] = array.ctypes.data
+        queue.keep.append(array)
 
 
 class TapBackend(Backend):
@@ -111,12 +145,21 @@ class TapBackend(Backend):
         name: the interface.
         fds: its queues' descriptors, ours from now on.
         multi_queue: queues can be detached (IFF_MULTI_QUEUE).
+        fill_checksums: towards guests, complete partial checksums in software.
+        coalesce: merge consecutive TCP segments of a guest before they are written.
     """
 
     kind = "tap"
 
-    def __init__(self, name: str, fds: list[int], multi_queue: bool, fill_checksums: bool) -> None:
-        super().__init__([tap_queue(fd, fill_checksums) for fd in fds])
+    def __init__(
+        self,
+        name: str,
+        fds: list[int],
+        multi_queue: bool,
+        fill_checksums: bool,
+        coalesce: bool = False,
+    ) -> None:
+        super().__init__([tap_queue(fd, fill_checksums, coalesce) for fd in fds])
         self.name = name
         self._multi_queue = multi_queue
         self._attached = [True] * len(fds)
@@ -130,7 +173,9 @@ class TapBackend(Backend):
         self.set_link(False)
 
     @classmethod
-    def open(cls, name: str, queue_pairs: int, fill_checksums: bool) -> TapBackend:
+    def open(
+        cls, name: str, queue_pairs: int, fill_checksums: bool, coalesce: bool = False
+    ) -> TapBackend:
         """Open the interface *name*, or create it for as long as we live; HostError."""
         fds: list[int] = []
         multi_queue = queue_pairs > 1
@@ -139,14 +184,16 @@ class TapBackend(Backend):
             for _ in range(queue_pairs):
                 fds.append(_open_tun())
                 _set_interface(fds[-1], name, flags)
-            return cls(name, fds, multi_queue, fill_checksums)
+            return cls(name, fds, multi_queue, fill_checksums, coalesce)
         except BaseException:
             for fd in fds:
                 os.close(fd)
             raise
 
     @classmethod
-    def adopt(cls, fds: list[int], queue_pairs: int, fill_checksums: bool) -> TapBackend:
+    def adopt(
+        cls, fds: list[int], queue_pairs: int, fill_checksums: bool, coalesce: bool = False
+    ) -> TapBackend:
         """Take descriptors that someone else has opened and attached; UsageError."""
         if len(fds) != queue_pairs:
             raise UsageError(
@@ -167,7 +214,7 @@ class TapBackend(Backend):
             multi_queue = bool(flags & IFF_MULTI_QUEUE)
             os.set_blocking(fd, False)  # it was handed to us: it is ours to set
             os.set_inheritable(fd, False)
-        return cls(name, fds, multi_queue, fill_checksums)
+        return cls(name, fds, multi_queue, fill_checksums, coalesce)
 
     # --- Backend ----------------------------------------------------------------------
 
@@ -227,6 +274,8 @@ class TapBackend(Backend):
             if int(queue.record[0]["hold_len"]) > 0:
                 queue.record[0]["hold_len"] = 0
                 dropped += 1
+            if "stash_end" in queue.record.dtype.names:
+                queue.record[0]["stash_at"] = queue.record[0]["stash_end"] = 0
             for _ in range(_DISCARD_MAX):
                 try:
                     if not os.read(queue.poll_fd, HOLD_SIZE):

@@ -22,6 +22,7 @@ DEVICE_KEYS = (
     "queue-pairs",
     "client",
     "fill-checksums",
+    "coalesce",
     "busy-poll-us",
     "busy-poll-adaptive",
     "iommu",
@@ -38,6 +39,7 @@ def devices_of(args: argparse.Namespace) -> tuple[DeviceOptions, ...]:
         "--queue-pairs": args.queue_pairs,
         "--client": args.client or None,
         "--fill-checksums": args.fill_checksums or None,
+        "--coalesce": args.coalesce,
         "--busy-poll-us": args.busy_poll_us or None,
         "--busy-poll-adaptive": args.busy_poll_adaptive or None,
         "--iommu": args.iommu or None,
@@ -84,6 +86,7 @@ def _flat_device(args: argparse.Namespace) -> DeviceOptions:
         is_client=args.client,
         queue_pairs=1 if args.queue_pairs is None else args.queue_pairs,
         fill_checksums=args.fill_checksums,
+        coalesce=args.coalesce != "off",
         busy_poll_us=args.busy_poll_us,
         busy_poll_adaptive=_adaptive("--", args.busy_poll_us, args.busy_poll_adaptive),
         iommu=args.iommu,
@@ -128,6 +131,7 @@ def _parse_device(text: str) -> DeviceOptions:
         is_client=_switch(keys, "client"),
         queue_pairs=queue_pairs,
         fill_checksums=_switch(keys, "fill-checksums"),
+        coalesce=_switch(keys, "coalesce", "on"),
         busy_poll_us=busy_poll_us,
         busy_poll_adaptive=_adaptive(
             "--device: ", busy_poll_us, _switch(keys, "busy-poll-adaptive")
@@ -158,8 +162,8 @@ def _adaptive(prefix: str, busy_poll_us: int, wanted: bool) -> bool:
     return wanted
 
 
-def _switch(keys: dict[str, str], key: str) -> bool:
-    value = keys.get(key, "off")
+def _switch(keys: dict[str, str], key: str, default: str = "off") -> bool:
+    value = keys.get(key, default)
     if value not in ("on", "off"):
         raise UsageError(f"--device: {key}={value}: must be on or off")
     return value == "on"

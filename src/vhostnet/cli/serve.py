@@ -112,6 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "that take such packets for broken",
     )
     what.add_argument(
+        "--coalesce",
+        choices=("on", "off"),
+        help="on a TAP, hand consecutive TCP segments of one flow to the host as one large packet, "
+        "as its own cards do when they receive (GRO); nothing waits for more to come (default: on)",
+    )
+    what.add_argument(
         "--busy-poll-us",
         metavar="N",
         type=number_within(0, MAX_BUSY_POLL_US),
@@ -142,8 +148,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE,...",
         action="append",
         help="several devices in one daemon, instead of the options above: socket=PATH, "
-        "backend=BACKEND, queue-pairs=N, client=on, fill-checksums=on, busy-poll-us=N, "
-        "busy-poll-adaptive=on, iommu=on, linux-abi=VERSION; "
+        "backend=BACKEND, queue-pairs=N, client=on, fill-checksums=on, coalesce=off, "
+        "busy-poll-us=N, busy-poll-adaptive=on, iommu=on, linux-abi=VERSION; "
         "a comma within a value is written twice",
     )
     how = parser.add_argument_group("how the daemon behaves (it stays in the foreground)")
@@ -173,7 +179,7 @@ def main(args: argparse.Namespace) -> int:
 
         # Backends before the compiler: a TAP that may not be opened is told within a second.
         backends = [
-            open_backend(device.backend, device.queue_pairs, device.fill_checksums)
+            open_backend(device.backend, device.queue_pairs, device.fill_checksums, device.coalesce)
             for device in options.devices
         ]
         _warm(options.devices)
@@ -224,10 +230,7 @@ def _warm(devices: Sequence[DeviceOptions]) -> None:
     """Load the machine code that the devices need, compiling what is not there yet."""
     from vhostnet.datapath import catalogue
 
-    kinds = sorted({backend_kind(device.backend) for device in devices})
-    names = {
-        name
-        for device in devices
-        for name in catalogue.kernels_for(backend_kind(device.backend), iommu=device.iommu)
-    }
+    wanted = {(backend_kind(device.backend, device.coalesce), device.iommu) for device in devices}
+    kinds = sorted({kind for kind, _ in wanted})
+    names = {name for kind, iommu in wanted for name in catalogue.kernels_for(kind, iommu=iommu)}
     warm(names, ", ".join(kinds))

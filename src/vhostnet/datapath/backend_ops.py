@@ -1,5 +1,8 @@
 """What the handlers ask of a backend; the record's dtype chooses the body.
 
+Sending may be two steps: a backend that merges packets holds some of them in `backend_send`, and
+writes them at the latest in `backend_flush`.  For the others that is nothing.
+
 Receiving is two steps, as in Linux: `backend_peek` says how long the next packet is (and
 keeps it), `backend_consume` lets go of it once the guest has it.  A packet that finds no
 buffers is simply not consumed.
@@ -9,9 +12,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from vhostnet.native._jit import family
+from vhostnet.native._jit import family, implements
+
+from .layout import GEN, LOOP, NULL, TAP, VHOST_NET_BATCH
 
 Record = Any
+#: What `backend_send` answers for a packet that `backend_flush` will tell of.
+HELD = 1
 
 
 @family
@@ -25,11 +32,45 @@ def backend_send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int
         total: bytes of header and frame, more than *hdr_len*.
 
     Returns:
-        0 when the packet is gone; -EAGAIN: try again when the backend is writable; -ENOMEM,
-        -ENOBUFS: try again soon; -EBADFD: the backend was deleted; any other negative
+        0 when the packet is gone; HELD: it is taken, its buffers are in use until the next
+        `backend_flush`, which also counts it; -EAGAIN: try again when the backend is writable;
+        -ENOMEM, -ENOBUFS: try again soon; -EBADFD: the backend was deleted; any other negative
         errno: it will never be taken.
     """
     raise NotImplementedError
+
+
+@family
+def backend_flush(bk: Record, vq: Record) -> int:
+    """Be done with all that `backend_send` holds: before its completions are published.
+
+    Afterwards no buffer of the guest is in use, whatever the answer.
+
+    Args:
+        vq: the TX ring, for the counters of what was held.
+
+    Returns:
+        0 when all is written or refused for good; -EAGAIN, -ENOMEM, -ENOBUFS: some is kept in
+        memory of our own, try again as after `backend_send`, and send nothing else before;
+        -EBADFD: the backend was deleted.
+    """
+    raise NotImplementedError
+
+
+@family
+def backend_batch(bk: Record) -> int:
+    """How many completions are worth a flush now."""
+    raise NotImplementedError
+
+
+@implements(backend_flush, TAP, NULL, GEN, LOOP)
+def _flush(bk: Record, vq: Record) -> int:  # noqa: ARG001
+    return 0
+
+
+@implements(backend_batch, TAP, NULL, GEN, LOOP)
+def _batch(bk: Record) -> int:  # noqa: ARG001
+    return VHOST_NET_BATCH
 
 
 @family

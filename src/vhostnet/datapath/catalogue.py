@@ -23,6 +23,7 @@ from vhostnet.native._jit import CACHE_DIR, JIT_ENABLED
 from vhostnet.native.lost_memory_raw import handler_hva
 
 from .layout import (
+    COALESCING_TAP,
     GEN,
     IOTLB_ENTRY,
     IOVEC,
@@ -42,7 +43,7 @@ from .worker_loop import vhost_worker
 
 _RINGS = {"split": SPLIT_VRING, "packed": PACKED_VRING, "remote": REMOTE_VRING}
 _MEMORIES = {"mapped": MAPPED_REGION, "iotlb": IOTLB_ENTRY}
-_BACKENDS = {"tap": TAP, "null": NULL, "gen": GEN, "loop": LOOP}
+_BACKENDS = {"tap": TAP, "coalescing-tap": COALESCING_TAP, "null": NULL, "gen": GEN, "loop": LOOP}
 
 
 @dataclass(frozen=True)

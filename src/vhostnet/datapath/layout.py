@@ -299,8 +299,7 @@ IO_SCRATCH_CONTROL = 80
 IO_SCRATCH_CONTROL_SIZE = 256
 TAP_HDR_SIZE = IO_SCRATCH + IO_SCRATCH_CONTROL + IO_SCRATCH_CONTROL_SIZE
 
-#: A queue of a TUN/TAP device, or whatever else one descriptor reads and writes frames of.
-TAP = _record(
+_TAP = (
     "tap_fd",
     # IO_*; w: control, but for the worker's step from IO_NOWAIT to IO_POLLED
     "io",
@@ -326,6 +325,88 @@ TAP = _record(
     # room for a whole rare packet
     "hdr_hva",
     "bounce_hva",
+)
+#: A queue of a TUN/TAP device, or whatever else one descriptor reads and writes frames of.
+TAP = _record(*_TAP)
+
+#: TCP segments that are held to be merged: all that a run of handle_tx can take.
+COALESCE_SEGMENTS = VHOST_NET_PKT_WEIGHT
+#: Slots of the flow table, a power of two; never more than half of them are taken.
+COALESCE_SLOTS = 2 * COALESCE_SEGMENTS
+#: Most pieces of memory that the payload of a held segment may lie in.
+COALESCE_PIECES = 4
+#: Longest headers that are looked at: Ethernet, IPv6, TCP with options.
+COALESCE_HEADERS = 14 + 40 + 60
+#: Room for a private copy of a segment's headers, virtio_net_hdr first; with slack, since they are
+#: compared in words of eight bytes.
+COALESCE_ROOM = 144
+#: Completions that are published together when segments are held: at least, and for each flow.
+COALESCE_BATCH = 128
+COALESCE_BATCH_PER_FLOW = 4
+#: Bytes of frames that the TAP had no room for when they were held: all that a run can take.
+STASH_SIZE = VHOST_NET_WEIGHT + (128 << 10)
+
+#: One slot of the flow table.
+FLOW = _record(
+    # the slot is taken, by the flow of this hash
+    "flow_known",
+    "flow_hash",
+    # segments held: how many, the first and the last of them; the first stays when all are
+    # written, since its headers tell the flow
+    "flow_n",
+    "flow_first",
+    "flow_last",
+    # what they are together: sequence number that goes on, payload of the first (the MSS) and of
+    # all, bytes of Ethernet, IP and TCP headers, is the last one pushed
+    "flow_next_seq",
+    "flow_mss",
+    "flow_payload",
+    "flow_headers",
+    "flow_push",
+)
+#: One held segment; its headers are at held_hdr_hva, its payload's pieces at held_pieces_hva.
+SEGMENT = _record(
+    # the next one of the flow, or -1
+    "segment_next",
+    # pieces of payload
+    "segment_n",
+    # bytes of header and frame
+    "segment_total",
+)
+
+#: A TAP to which consecutive TCP segments go as one frame; see via_coalescing_tap.py.
+COALESCING_TAP = _record(
+    *_TAP,
+    # --- w: control
+    # u8[]: FLOW[COALESCE_SLOTS]; i8[COALESCE_SEGMENTS], slots in the order in which they were taken
+    "flows_hva",
+    "flow_order_hva",
+    # SEGMENT[COALESCE_SEGMENTS], and of each u8[COALESCE_ROOM] and IOVEC[COALESCE_PIECES]
+    "segments_hva",
+    "held_hdr_hva",
+    "held_pieces_hva",
+    # u8[COALESCE_ROOM], the headers of a merged frame; IOVEC[UIO_MAXIOV + 1] to write it
+    "merged_hdr_hva",
+    "out_hva",
+    # u8[STASH_SIZE]: i8 length, header and frame, padded to 8 bytes; and so on
+    "stash_hva",
+    # --- w: worker
+    # bytes of virtio_net_hdr in front of what is held
+    "held_hdr_len",
+    # flows and segments since all was written; segments of these not yet written
+    "n_flows",
+    "n_segments",
+    "n_held",
+    # the frames of the stash that are still to be written
+    "stash_at",
+    "stash_end",
+    # what became of held segments, for the ring's counters
+    "held_packets",
+    "held_bytes",
+    "held_refused",
+    # --- counters: merged frames, and the segments in them
+    "merged_frames",
+    "merged_segments",
 )
 
 #: Takes every packet into memory of its own, gives none.

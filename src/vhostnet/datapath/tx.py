@@ -7,9 +7,9 @@ from typing import Any
 
 from vhostnet.native._jit import helper
 
-from .backend_ops import backend_send
+from .backend_ops import HELD, backend_batch, backend_flush, backend_send
 from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY
-from .layout import MAX_FRAME, VHOST_NET_BATCH, WORK_TX_KICK, WORK_TX_NET
+from .layout import MAX_FRAME, WORK_TX_KICK, WORK_TX_NET
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -26,12 +26,28 @@ EBADFD, ENOSPC = errno.EBADFD, errno.ENOSPC
 
 
 @helper
+def _flush(worker: Record, vq: Record, bk: Record) -> int:
+    """Have the backend write what it holds.
+
+    Returns:
+        HANDLED_* or, if it has no room, the negative errno: the handler has to end.
+    """
+    result = backend_flush(bk, vq)
+    if result == -EBADFD:
+        return HANDLED_BACKEND_GONE
+    if result == -ENOMEM or result == -ENOBUFS:
+        work_queue(worker, WORK_TX_NET)
+    return result if result < 0 else HANDLED
+
+
+@helper
 def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int:
     """Send what the guest has made available, at most one weight of it.
 
     Every chain that is taken is handed back, sent or not: a packet that can never be sent
     is counted by cause and completed.  Only a backend without room keeps it: the chain goes
-    back to the ring and is tried again when the backend can be written.
+    back to the ring and is tried again when the backend can be written.  What the backend holds
+    back to merge it is written before its completion is published.
 
     When the ring is empty, kicks are not asked for yet, and the last completions are published
     but not signalled: the worker does both before it sleeps (see `worker_loop`).
@@ -46,14 +62,21 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
     hdr_len = int(vq["hdr_len"])
     taken = 0
     taken_bytes = 0
-    outcome = HANDLED
+    outcome = _flush(worker, vq, bk)  # of an earlier run
+    if outcome < 0:
+        return HANDLED
     while True:
-        if int(vq["done_idx"]) >= VHOST_NET_BATCH:
+        if int(vq["done_idx"]) >= backend_batch(bk):
+            flushed = _flush(worker, vq, bk)
             publish_used(vq)
             signal_used(vq)
+            if flushed < 0:
+                break
+            outcome = max(outcome, flushed)
         head, n_out, n_in, out_len, _in_len = get_vq_desc(vq, mem, iov, 1)
         if head < 0:
             # Completions first: the driver may wait for them before it kicks again.
+            outcome = max(outcome, _flush(worker, vq, bk))
             publish_used(vq)
             if head == RING_EMPTY:
                 vq["wants_kick"] = 1
@@ -76,9 +99,12 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
             if result == 0:
                 vq["packets"] += 1
                 vq["bytes"] += out_len
+            elif result == HELD:
+                pass
             elif result == -EAGAIN or result == -ENOMEM or result == -ENOBUFS:
                 # Notifications stay off: the socket, not the driver, says when to go on.
                 discard_vq_desc(vq, 1, int(vq["chain_descs"]))
+                outcome = max(outcome, _flush(worker, vq, bk))
                 publish_used(vq)
                 if result != -EAGAIN:
                     work_queue(worker, WORK_TX_NET)
@@ -93,6 +119,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
         taken += 1
         taken_bytes += out_len
         if exceeds_weight(taken, taken_bytes):
+            outcome = max(outcome, _flush(worker, vq, bk))
             publish_used(vq)
             signal_used(vq)
             work_queue(worker, WORK_TX_KICK)

@@ -43,6 +43,7 @@ from .checksum import fill_partial_checksum
 from .frame_io import read_frame, write_frame
 from .iov import iov_skip, iov_to_buffer
 from .layout import (
+    COALESCING_TAP,
     HOLD_SIZE,
     IO_PACKET_SOCKET,
     IO_SCRATCH,
@@ -58,7 +59,7 @@ EMSGSIZE, ENOBUFS, ENETDOWN = errno.EMSGSIZE, errno.ENOBUFS, errno.ENETDOWN
 
 
 @helper
-def _correct_header(hdr_hva: int, frame_len: int) -> None:
+def correct_header(hdr_hva: int, frame_len: int) -> None:
     """Take away a header-length hint that the TAP would refuse and Linux vhost lets pass.
 
     Without a partial checksum and without GSO, hdr_len is a hint only; tun refuses one that
@@ -72,28 +73,10 @@ def _correct_header(hdr_hva: int, frame_len: int) -> None:
         store_relaxed_u16(hdr_hva + VNET_HDR_HDR_LEN, 0)
 
 
-@implements(backend_send, TAP)
-def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
-    hdr_hva = int(bk["hdr_hva"])
-    iov_to_buffer(iov, at, n, hdr_hva, hdr_len)  # before the pieces are changed
-    first = iov_skip(iov, at, n, hdr_len)
-    if not bk["made_hdr_len"]:
-        if int(bk["io"]) != IO_PACKET_SOCKET:  # Linux's vhost does not batch those
-            _correct_header(hdr_hva, total - hdr_len)
-        first -= 1  # the piece before the frame becomes the header
-        iov[first]["iov_base"] = hdr_hva
-        iov[first]["iov_len"] = hdr_len
-    pieces = at + n - first
-    if pieces > UIO_MAXIOV:  # the header made it one too many: gather it
-        if total > HOLD_SIZE:
-            return -EMSGSIZE
-        bounce_hva = int(bk["bounce_hva"])
-        iov_to_buffer(iov, first, pieces, bounce_hva, total)
-        iov[first]["iov_base"] = bounce_hva
-        iov[first]["iov_len"] = total
-        pieces = 1
-    iov_hva = iov.ctypes.data + first * IOVEC_SIZE
-    result = write_frame(bk, iov_hva, pieces)
+@helper
+def send_frame(bk: Record, iov_hva: int, n_iov: int) -> int:
+    """Write one frame; 0 or -errno as `backend_send`."""
+    result = write_frame(bk, iov_hva, n_iov)
     if result >= 0:
         return 0
     if result == -EAGAIN or result == -EINTR:
@@ -106,7 +89,36 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
     return result
 
 
-@implements(backend_peek, TAP)
+@helper
+def send_from_iov(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
+    """`backend_send` for a packet that goes out by itself, as it is."""
+    hdr_hva = int(bk["hdr_hva"])
+    iov_to_buffer(iov, at, n, hdr_hva, hdr_len)  # before the pieces are changed
+    first = iov_skip(iov, at, n, hdr_len)
+    if not bk["made_hdr_len"]:
+        if int(bk["io"]) != IO_PACKET_SOCKET:  # Linux's vhost does not batch those
+            correct_header(hdr_hva, total - hdr_len)
+        first -= 1  # the piece before the frame becomes the header
+        iov[first]["iov_base"] = hdr_hva
+        iov[first]["iov_len"] = hdr_len
+    pieces = at + n - first
+    if pieces > UIO_MAXIOV:  # the header made it one too many: gather it
+        if total > HOLD_SIZE:
+            return -EMSGSIZE
+        bounce_hva = int(bk["bounce_hva"])
+        iov_to_buffer(iov, first, pieces, bounce_hva, total)
+        iov[first]["iov_base"] = bounce_hva
+        iov[first]["iov_len"] = total
+        pieces = 1
+    return send_frame(bk, iov.ctypes.data + first * IOVEC_SIZE, pieces)
+
+
+@implements(backend_send, TAP)
+def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
+    return send_from_iov(bk, iov, at, n, hdr_len, total)
+
+
+@implements(backend_peek, TAP, COALESCING_TAP)
 def _peek(bk: Record) -> tuple[int, int]:
     hold_hva = int(bk["hold_hva"])
     held = int(bk["hold_len"])
@@ -146,17 +158,17 @@ def _peek(bk: Record) -> tuple[int, int]:
     return 0, 0
 
 
-@implements(backend_consume, TAP)
+@implements(backend_consume, TAP, COALESCING_TAP)
 def _consume(bk: Record) -> None:
     bk["hold_len"] = 0
 
 
-@implements(backend_turns, TAP)
+@implements(backend_turns, TAP, COALESCING_TAP)
 def _turns(bk: Record) -> bool:
     return False
 
 
-@implements(backend_ready, TAP)
+@implements(backend_ready, TAP, COALESCING_TAP)
 def _ready(bk: Record, readable: bool, writable: bool) -> None:
     if readable:
         bk["readable"] = 1

@@ -40,6 +40,7 @@ from . import (  # noqa: F401  (the bodies)
     owner_memory_raw,
     packed_ring,
     split_ring,
+    via_coalescing_tap,
     via_gen,
     via_loop,
     via_null,

@@ -32,6 +32,7 @@ class DeviceOptions:
         backend: as `vhostnet.backends.open_backend` takes it.
         queue_pairs: 1 to 127.
         fill_checksums: compute the checksums that the guest left to us.
+        coalesce: merge the guest's TCP segments on their way into a TAP.
         busy_poll_us: look at the rings for so long before sleeping; 0 is off.
         busy_poll_adaptive: up to so long, as it proves worth it.
         iommu: serve guests behind a virtual IOMMU.
@@ -45,6 +46,7 @@ class DeviceOptions:
     is_client: bool = False
     queue_pairs: int = 1
     fill_checksums: bool = False
+    coalesce: bool = True
     busy_poll_us: int = 0
     busy_poll_adaptive: bool = False
     iommu: bool = False

@@ -51,6 +51,15 @@ def load_u8(addr: int) -> int:
     return ctypes.c_uint8.from_address(addr).value
 
 
+def load_i64_at(addr: int, offset: int) -> int:
+    """Read 64 bits at *addr* + *offset*, as signed; any alignment, no promise of reading once.
+
+    For private memory, and for sums over memory of others.  A loop over *offset* becomes vector
+    instructions.
+    """
+    return ctypes.c_int64.from_address(addr + offset).value
+
+
 def store_release_u16(addr: int, value: int) -> None:
     """Write a u16; earlier writes are visible before it."""
     ctypes.c_uint16.from_address(addr).value = value
@@ -145,6 +154,20 @@ def _store(bits: int, order: str) -> Any:
     return store
 
 
+def _load_at_factory() -> Any:
+    @intrinsic
+    def load_at(typingctx: Any, addr: Any, offset: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            # a pointer and an offset: LLVM does not see through an integer made a pointer
+            base = builder.inttoptr(args[0], ir.PointerType(ir.IntType(8)))
+            at = builder.gep(base, [args[1]])
+            return builder.load(builder.bitcast(at, ir.PointerType(ir.IntType(64))), align=1)
+
+        return types.int64(types.int64, types.int64), codegen
+
+    return load_at
+
+
 def _or_factory() -> Any:
     @intrinsic
     def atomic_or(typingctx: Any, addr: Any, bits: Any) -> Any:
@@ -205,6 +228,7 @@ def _relax_factory() -> Any:
 _relax = _relax_factory()
 _atomic_or_u8 = _or_factory()
 _atomic_swap_i64 = _swap_factory()
+_load_i64_at = _load_at_factory()
 _load_acquire_u16 = _load(16, "acquire", False)
 _load_relaxed_u16 = _load(16, "monotonic", False)
 _load_relaxed_i32 = _load(32, "monotonic", True)
@@ -252,6 +276,11 @@ def _ol_load_relaxed_i64(addr):  # type: ignore[no-untyped-def]
 @overload(load_u8)
 def _ol_load_u8(addr):  # type: ignore[no-untyped-def]
     return lambda addr: _load_u8(addr)
+
+
+@overload(load_i64_at)
+def _ol_load_i64_at(addr, offset):  # type: ignore[no-untyped-def]
+    return lambda addr, offset: _load_i64_at(addr, offset)
 
 
 @overload(store_release_u16)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from vhostnet import __version__
+from vhostnet.backends import backend_kind
 from vhostnet.cli import main as cli_main
 from vhostnet.cli import readiness, serve, warm
 from vhostnet.cli.device_options import devices_of, split_keys
@@ -280,6 +281,21 @@ def test_device_options_make_many_devices_and_a_doubled_comma_is_one():
     first, second = devices_of(args)
     assert (first.socket_path, first.backend, first.queue_pairs) == ("/run/a,b", "gen:size=64", 127)
     assert (second.is_client, second.fill_checksums, second.queue_pairs) == (True, True, 1)
+
+
+def test_coalescing_is_on_unless_it_is_switched_off():
+    [device] = devices_of(parsed("--socket-path", "s", "--backend", "tap:t0"))
+    assert device.coalesce
+    assert backend_kind(device.backend, device.coalesce) == "coalescing-tap"
+    [device] = devices_of(parsed("--socket-path", "s", "--backend", "tap:t0", "--coalesce", "off"))
+    assert not device.coalesce
+    assert backend_kind(device.backend, device.coalesce) == "tap"
+    [device] = devices_of(parsed("--device", "socket=s,backend=tap-fd:3,coalesce=off"))
+    assert not device.coalesce
+    with pytest.raises(UsageError, match="coalesce=yes: must be on or off"):
+        devices_of(parsed("--device", "socket=s,backend=tap:t0,coalesce=yes"))
+    with pytest.raises(UsageError, match="--coalesce and --device exclude each other"):
+        devices_of(parsed("--device", "socket=s,backend=tap:t0", "--coalesce", "off"))
 
 
 def test_the_version_of_linux_is_an_option_and_a_key():
