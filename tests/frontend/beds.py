@@ -70,11 +70,11 @@ def in_process(queue: Any, net: VhostNet | None = None) -> InProcessTransport:
 class SocketTap:
     """A SOCK_SEQPACKET socket that stands in for a TAP, as in tests/instance.py."""
 
-    def __init__(self, hdr_len: int = 12) -> None:
+    def __init__(self, hdr_len: int = 12, *, coalesce: bool = False) -> None:
         self.wire, self._device_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.wire.setblocking(False)
         self._device_end.setblocking(False)
-        self.queue = tap_queue(self._device_end.fileno(), fill_checksums=False)
+        self.queue = tap_queue(self._device_end.fileno(), fill_checksums=False, coalesce=coalesce)
         self.queue.record[0]["tap_hdr_len"] = hdr_len
 
     def sent(self) -> list[bytes]:
