@@ -101,6 +101,8 @@ class File:
 
 
 class Devices:
+    memory_alarm = None
+
     def __init__(self, journal: str) -> None:
         self._journal = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
         self.note("supervisor", str(os.getpid()))

@@ -93,9 +93,10 @@ def _load(linux_abi: str, log_fd: int) -> TreeDevices:
         logs.send_to(os.fdopen(log_fd, "w", buffering=1))
     from vhostnet.datapath import catalogue
     from vhostnet.frontdoors.seccomp.devices import TreeDevices
+    from vhostnet.native import lost_memory_raw
 
     names = set(catalogue.kernels_for_character_device())
     if not catalogue.is_warm(names) and not logger.isEnabledFor(logging.INFO):
         logger.warning("compiling the data path (once; some seconds)")
     warm(names, "the character device")
-    return TreeDevices(linux_abi)
+    return TreeDevices(linux_abi, lost_memory_raw.install())

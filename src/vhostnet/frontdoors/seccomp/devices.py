@@ -22,10 +22,12 @@ class TreeDevices:
 
     Args:
         linux_abi: the version of Linux to behave as.
+        memory_alarm: an eventfd that tells when an owner's memory file was cut short.
     """
 
-    def __init__(self, linux_abi: str) -> None:
+    def __init__(self, linux_abi: str, memory_alarm: int | None = None) -> None:
         self._linux_abi = linux_abi
+        self.memory_alarm = memory_alarm
         self._remote = PathReader(native()).remote
         #: Processes of which a thread was let go on into an exec while there were others: it may
         #: come to its end at any time.

@@ -8,6 +8,7 @@ One thread answers; a device's worker only puts messages into a socket.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -79,6 +80,10 @@ class _Caller:
 class Devices(Protocol):
     """What is behind the open files; see devices.py."""
 
+    @property
+    def memory_alarm(self) -> int | None:
+        """An eventfd that tells when an owner's memory file was cut short."""
+
     def open(self, name: str) -> VhostFile:
         """A device of its own for a new open file."""
 
@@ -143,6 +148,20 @@ class Supervisor:
         }
         self._handlers = {nr: (name, handlers[name]) for name, nr in architecture.numbers.items()}
         loop.watch(listener.fd, READABLE, self._on_call)
+        if devices.memory_alarm is not None:
+            loop.watch(devices.memory_alarm, READABLE, self._check_memory)
+
+    def _check_memory(self, _ready: int) -> None:
+        """End the instances whose owner has cut its memory file short (see lost_memory_raw)."""
+        if self._devices.memory_alarm is not None:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(self._devices.memory_alarm)
+        for file in self._files.values():
+            try:
+                file.vhost.verbs.net.memory.check_not_lost()
+            except PeerError as e:
+                log.warning("%s: %s", file.name, e)
+                file.vhost.owner_is_gone()
 
     @property
     def n_files(self) -> int:
@@ -152,6 +171,8 @@ class Supervisor:
     def close(self) -> None:
         """Nobody is left."""
         self._loop.unwatch(self._listener.fd)
+        if self._devices.memory_alarm is not None:
+            self._loop.unwatch(self._devices.memory_alarm)
         for file in list(self._files.values()):
             self._close(file)
         self._loop.unwatch(self._ends.fileno())
