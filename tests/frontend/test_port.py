@@ -254,28 +254,48 @@ def test_nothing_of_a_senders_header_goes_through_unasked(bed: PortBed) -> None:
 # --- shares ---------------------------------------------------------------------------------------
 
 
-def test_a_run_is_one_weight() -> None:
-    """Without a thread: the kernel is entered once, with a kick and control both waiting."""
+@pytest.fixture
+def threadless() -> Iterator[PortBed]:
+    """Workers that move when `run_once` says so."""
     with mock.patch.object(Worker, "start"):
-        bed = PortBed()
-        a, b = bed.open(0, num=512), bed.open(1, num=512)
-        a.start()
-        b.start()
+        made = PortBed()
+        yield made
+    made.close()
+
+
+def run_once(bed: PortBed) -> None:
+    """Enter the first card's kernel, with control waiting for it: what is queued is run."""
     net = bed.cards[0][0]
     assert net.worker is not None
+    os.eventfd_write(net.worker._control, 1)
+    while (code := net._run()) != WORKER_STOPPED:
+        assert code is not None
+    os.eventfd_read(net.worker._control)
+
+
+def test_a_run_is_one_weight(threadless: PortBed) -> None:
+    a, b = threadless.both(num=512)
+    run_once(threadless)  # what a start queues
+    for k in range(400):
+        a.send(frame(k))
     runs = []
-    for turn in range(4):
-        if turn == 1:  # what a start queues has been run
-            for k in range(400):
-                a.send(frame(k))
-        os.eventfd_write(net.worker._control, 1)
-        while (code := net._run()) != WORKER_STOPPED:
-            assert code is not None
-        os.eventfd_read(net.worker._control)
-        runs.append(bed.tx(0)["packets"])
-    assert runs == [0, 256, 400, 400]
+    for _ in range(3):
+        run_once(threadless)
+        runs.append(threadless.tx(0)["packets"])
+    assert runs == [256, 400, 400]
     assert len(received(b)) == 400
-    bed.close()
+
+
+def test_a_broken_ring_is_looked_at_once_a_run(threadless: PortBed) -> None:
+    a = threadless.open(0).start()
+    b = threadless.open(1).start(post_rx=False)
+    run_once(threadless)
+    bad.SPLIT["avail_idx_jumps"].apply(b.rx[0].ring)
+    for k in range(30):
+        a.send(frame(k))
+    run_once(threadless)
+    assert threadless.rx(1)["ring_errors"] == 1
+    assert threadless.tx(0)["drop_no_peer"] == 30
 
 
 def test_what_is_received_is_in_the_dirty_log_and_nothing_else(bed: PortBed) -> None:
@@ -299,6 +319,40 @@ def test_what_is_received_is_in_the_dirty_log_and_nothing_else(bed: PortBed) -> 
     os.close(fd)
     b.close()
     memory.close()
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_busy_polling_finds_what_was_not_kicked(bed: PortBed, adaptive: bool) -> None:
+    a, b = bed.both()
+    bed.cards[0][0].set_vring_busyloop_timeout(1, 2000, adaptive)
+    worker = bed.cards[0][0].worker
+    assert worker is not None
+    for k in range(20):
+        a.send(frame(k))
+        assert b.receive(timeout=5.0) == frame(k)
+    assert int(worker.record[0]["spins"]) > 0
+    assert bed.rx(1)["packets"] == 20
+
+
+def test_a_ring_without_a_kick_is_looked_at(bed: PortBed) -> None:
+    a, b = bed.both()
+    bed.cards[0][0].set_vring_polled(1)
+    for k in range(5):
+        a.send(frame(k))
+        assert b.receive(timeout=5.0) == frame(k)
+
+
+def test_the_driver_says_whether_it_wants_interrupts(bed: PortBed) -> None:
+    a, b = bed.both()
+    os.eventfd_write(a.tx[0].call_fd, 1)
+    for queue in (a.tx[0], b.rx[0]):
+        queue.ring.disable_interrupts()
+    for k in range(5):
+        a.send(frame(k))
+        bed.flush()
+    assert bed.tx(0)["calls"] == bed.rx(1)["calls"] == 0
+    assert bed.rx(1)["calls_suppressed"] > 0
+    assert len(received(b)) == 5
 
 
 # --- several pairs --------------------------------------------------------------------------------
@@ -328,7 +382,8 @@ def test_pairs_that_the_partner_does_not_use_go_to_those_that_it_does(wide: Port
     only.start(post_rx=False)
     receiver = only.receiver()
     fast = [driver.sender(frame(pair, 100)) for pair, driver in enumerate(senders)]
-    threads = [threading.Thread(target=one.run, kwargs={"count": COUNT}) for one in fast]
+    count = 10 * COUNT if JIT_ENABLED else COUNT  # for the workers to meet
+    threads = [threading.Thread(target=one.run, kwargs={"count": count}) for one in fast]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
@@ -337,7 +392,7 @@ def test_pairs_that_the_partner_does_not_use_go_to_those_that_it_does(wide: Port
     wide.flush()
     receiver.run(seconds=0.01)
     counts = [wide.tx(0, pair) for pair in (0, 1)]
-    assert all(c["packets"] + c["drop_full"] == COUNT for c in counts)
+    assert all(c["packets"] + c["drop_full"] == count for c in counts)
     assert wide.rx(1, 1)["packets"] == sum(c["packets"] for c in counts)
     assert receiver.counters()["frames"] == wide.rx(1, 1)["packets"]
     assert receiver.counters()["bad_used"] == 0
@@ -345,6 +400,24 @@ def test_pairs_that_the_partner_does_not_use_go_to_those_that_it_does(wide: Port
     other = wide.open(1, pair=0).start()
     senders[0].send(frame(7))
     assert other.receive(timeout=5.0) == frame(7)
+
+
+def test_a_worker_that_finds_another_at_the_ring_comes_back() -> None:
+    with mock.patch.object(Worker, "start"):
+        bed = PortBed(pairs=2)
+        a = bed.open(0, pair=0).start()
+        b = bed.open(1, pair=1).start()
+        run_once(bed)
+        a.send(frame(1))
+        bed.cards[1][1]._rx_lock[0] = 1  # the other worker
+        run_once(bed)
+        assert bed.tx(0)["packets"] == 0
+        assert received(b) == []
+        bed.cards[1][1]._rx_lock[0] = 0
+        run_once(bed)
+        assert received(b) == [frame(1)]
+        assert bed.cards[1][1]._rx_lock[0] == 0
+    bed.close()
 
 
 # --- one of them is hostile -----------------------------------------------------------------------

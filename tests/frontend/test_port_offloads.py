@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -341,3 +341,75 @@ def test_a_lying_header_or_frame_costs_its_sender_alone(
     assert got[-1] == shape.frame(b"still here")
     assert all(len(one) <= len(frame) for one in got[:-1])
     assert b.ring_errors() == {}
+
+
+TCP4, TCP6, UDP4 = Shape(False, False), Shape(True, False), Shape(False, True)
+
+
+def changed(shape: Shape, at: int, *values: int, size: int = 3000) -> bytes:
+    frame = bytearray(shape.frame(contents(size), full=False))
+    frame[at : at + len(values)] = bytes(values)
+    return bytes(frame)
+
+
+def told(shape: Shape, **fields: int) -> VnetHeader:
+    return replace(shape.header(1000), **fields)
+
+
+NOT_WHAT_IT_SAYS = {
+    "no IP at all": (changed(TCP4, 12, 0x88, 0xB5), told(TCP4)),
+    "three VLANs": (Shape(False, False, vlans=3).frame(contents(3000)), told(TCP4)),
+    "nothing behind a VLAN": (MACS + b"\x81\x00", told(UDP4, csum_start=0, hdr_len=0)),
+    "IPv4 of another version": (changed(TCP4, 14, 0x55), told(TCP4)),
+    "IPv4 header of another length": (changed(TCP4, 14, 0x46), told(TCP4)),
+    "IPv4 header too short": (changed(TCP4, 14, 0x44), told(TCP4, csum_start=30)),
+    "IPv4 header behind the checksum's start": (changed(TCP4, 14, 0x45), told(TCP4, csum_start=20)),
+    "a fragment": (changed(TCP4, 20, 0x20, 0), told(TCP4)),
+    "a later fragment": (changed(TCP4, 20, 0, 9), told(TCP4)),
+    "UDP as TCP": (changed(TCP4, 23, 17), told(TCP4)),
+    "TCP as UDP": (changed(UDP4, 23, 6), told(UDP4)),
+    "IPv4 as IPv6": (changed(TCP4, 0), told(TCP4, gso_type=VIRTIO_NET_HDR_GSO_TCPV6)),
+    "IPv6 as IPv4": (changed(TCP6, 0), told(TCP6, gso_type=VIRTIO_NET_HDR_GSO_TCPV4)),
+    "IPv6 of another version": (changed(TCP6, 14, 0x45), told(TCP6)),
+    "IPv6 header behind the checksum's start": (changed(TCP6, 0), told(TCP6, csum_start=40)),
+    "headers longer than any are": (changed(TCP6, 0), told(TCP6, csum_start=600)),
+    "TCP's checksum elsewhere": (changed(TCP4, 0), told(TCP4, csum_offset=14)),
+    "UDP's checksum elsewhere": (changed(UDP4, 0), told(UDP4, csum_offset=16)),
+    "TCP header too short": (changed(TCP4, 46, 0x40), told(TCP4)),
+    "TCP header cut off": (changed(TCP4, 0, size=0)[:53], told(TCP4, hdr_len=0)),
+    "TCP header longer than the frame": (changed(TCP4, 46, 0xF0, size=5), told(TCP4)),
+    "segments longer than IP has": (
+        TCP4.frame(b"")[:54] + contents(66_000),
+        told(TCP4, gso_size=65_535),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_WHAT_IT_SAYS)
+def test_a_frame_to_cut_that_is_not_what_its_header_says_is_refused(plain: Pair, case: str) -> None:
+    bed, a, b = plain
+    frame, header = NOT_WHAT_IT_SAYS[case]
+    before = bed.tx(0)["drop_refused"]
+    a.send(frame, header=header)
+    bed.flush()
+    assert received(b) == []
+    assert bed.tx(0)["drop_refused"] == before + 1
+    assert b.ring_errors() == {}
+
+
+def test_what_is_refused_is_cut_when_it_is_right(plain: Pair) -> None:
+    """The cases above differ from these in one thing each."""
+    bed, a, b = plain
+    for shape in (TCP4, TCP6, UDP4):
+        a.send(changed(shape, 0), header=told(shape))
+        bed.flush()
+        assert received(b) == shape.segments(contents(3000), 1000)
+
+
+def test_a_frame_longer_than_any_tap_has_is_refused(plain: Pair) -> None:
+    bed, a, b = plain
+    before = bed.tx(0)["drop_refused"]
+    a.send(bytes(73_728))
+    bed.flush()
+    assert received(b) == []
+    assert bed.tx(0)["drop_refused"] == before + 1
