@@ -137,13 +137,14 @@ def _reap_sent(ring: Record, free: Any, busy: Any) -> int:
 def flood(
     ring_array: Any, free: Any, busy: Any, frame_hva: int, size: int, limit: int, wait_ms: int
 ) -> int:
-    """Send *limit* frames, each a fresh copy of the template; 0 frames: only take back.
+    """Send *limit* frames, each a fresh copy of the template's next; 0 frames: only take back.
 
     Args:
         ring_array: FAST_SPLIT[1] or FAST_PACKED[1].
         free: i8[num], the queue of free slots.
         busy: i8[num], 1 for a slot in flight.
-        frame_hva, size: header and frame to copy, bytes.
+        frame_hva: the template: headers and frames, one behind the other.
+        size: bytes of each of them.
 
     Returns:
         Frames sent; fewer than *limit* if the device did nothing for *wait_ms*.
@@ -158,7 +159,10 @@ def flood(
         for _ in range(n):
             slot = _take_slot(ring, free, busy)
             hva = int(ring["buf_hva"]) + slot * int(ring["stride"])
-            copy_bytes(hva, frame_hva, size)
+            at = int(ring["template_at"])
+            copy_bytes(hva, frame_hva + at, size)
+            at += size
+            ring["template_at"] = 0 if at >= int(ring["template_end"]) else at
             if stamp_at >= 0:
                 store_i64(hva + stamp_at, int(ring["sequence"]))
             ring["sequence"] += 1

@@ -47,6 +47,9 @@ COMMON = (
     "left_in_packet",
     # next sequence number, to stamp or expected
     "sequence",
+    # tx: offset of the next frame of the template, and of its end
+    "template_at",
+    "template_end",
     # --- counters -----------------------------------------------------------------------------
     "frames",
     "bytes",

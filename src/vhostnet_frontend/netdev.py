@@ -377,7 +377,14 @@ class NetDriver:
 
     # --- at full speed --------------------------------------------------------------------------
 
-    def sender(self, frame: bytes, *, pair: int = 0, stamped: bool = False) -> FastSender:
+    def sender(
+        self,
+        frame: bytes,
+        *,
+        pair: int = 0,
+        stamped: bool = False,
+        others: Sequence[bytes] = (),
+    ) -> FastSender:
         """The compiled sender on a pair's TX ring; call `flush` before, `finish` after."""
         from .fast_ring import FastSender
 
@@ -389,6 +396,7 @@ class NetDriver:
             call_fd=queue.call_fd,
             hdr_len=self.hdr_len,
             stamped=stamped,
+            others=others,
         )
         self._stack.callback(made.close)
         return made

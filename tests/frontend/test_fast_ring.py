@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from beds import OFFERED, frame, in_process
+from beds import OFFERED, SocketTap, frame, in_process
 from ring_models import PackedModel, SplitModel
 
 from vhostnet.backends.memory_backends import GenBackend, LoopBackend, NullBackend
@@ -63,6 +63,22 @@ def test_what_the_sender_counts_is_what_the_device_counts(features: int) -> None
         driver.send(frame(2))
         driver.flush()
         assert transport.net.tx.counters()["packets"] == COUNT + 1
+
+
+def test_several_frames_are_sent_in_turns() -> None:
+    tap = SocketTap()
+    with NetDriver(in_process(tap.queue), num=16) as driver:
+        driver.start()
+        sender = driver.sender(frame(1), others=[frame(2), frame(3)])
+        for count in (7, 2):
+            sender.run(count=count)
+        assert sender.finish()
+        assert [packet[12:] for packet in tap.sent()] == [frame(k % 3 + 1) for k in range(9)]
+    with NetDriver(in_process(tap.queue), num=16) as driver:
+        driver.start()
+        with pytest.raises(ValueError, match="one length"):
+            driver.sender(frame(1), others=[frame(2, 61)])
+    tap.close()
 
 
 @pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)

@@ -43,6 +43,25 @@ def test_one_case_of_g2d_and_its_peer(tmp_path) -> None:
     assert "run 1" in done.stderr
 
 
+def test_one_case_of_g2tap_tcp_merges_and_counts_segments(tmp_path) -> None:
+    words = ["--only", "1 flow", "--runs", "1", "--seconds", "0.5"]
+    done = subprocess.run(
+        [sys.executable, "-m", "vhostnet", "bench", "g2tap-tcp", *words, "--output", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-800:]
+    (case,) = load(tmp_path / "g2tap-tcp.json").cases
+    segments = {name: side.runs["segments"][0] for name, side in case.sides.items()}
+    assert [side.failures for side in case.sides.values()] == [[], [], []]
+    assert segments["vhostnet"] > 2
+    # the interface may have a stray packet of the host's own
+    assert segments["vhostnet, --coalesce off"] == pytest.approx(1, rel=0.01)
+    assert segments["bare write()"] == pytest.approx(1, rel=0.01)
+
+
 def test_one_case_of_vm2vm_and_its_peer(tmp_path) -> None:
     words = ["--only", "packed mrg_rxbuf=1 in_order=0 1514 B", "--runs", "1", "--seconds", "0.3"]
     done = subprocess.run(

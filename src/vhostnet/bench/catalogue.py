@@ -10,6 +10,7 @@ from vhostnet.bench.workloads.memory import PRIVATE
 from vhostnet.bench.workloads.own import G2D_OWN
 from vhostnet.bench.workloads.rings import D2G, G2D, LOOP
 from vhostnet.bench.workloads.taps import G2TAP, TAP2G
+from vhostnet.bench.workloads.tcp_streams import G2TAP_TCP
 from vhostnet.bench.workloads.vm2vm import VM2VM
 from vhostnet.errors import UsageError
 
@@ -20,6 +21,7 @@ WORKLOADS: tuple[Workload, ...] = (
     LOOP,
     VM2VM,
     G2TAP,
+    G2TAP_TCP,
     TAP2G,
     PRIVATE,
     GUESTS,

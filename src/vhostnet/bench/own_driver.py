@@ -1,13 +1,14 @@
 """The compiled driver of `vhostnet_frontend` as a process, so that it has a core to itself.
 
     python -m vhostnet.bench.own_driver send --socket PATH --size 64 --seconds 3
+    python -m vhostnet.bench.own_driver stream --flows 4 ...
     python -m vhostnet.bench.own_driver receive ...
     python -m vhostnet.bench.own_driver echo --rest-us 100 --asleep ...
     python -m vhostnet.bench.own_driver connect --socket PATH --socket PATH ...
     python -m vhostnet.bench.own_driver send --device /dev/vhost-net --tap tap0 --private ...
 
-`send`, `receive` and `echo` measure and print one JSON object; `connect` attaches a quiet driver
-to each socket, prints "ready" and stays until its standard input ends.
+`send`, `stream`, `receive` and `echo` measure and print one JSON object; `connect` attaches a
+quiet driver to each socket, prints "ready" and stays until its standard input ends.
 """
 
 from __future__ import annotations
@@ -94,6 +95,16 @@ def send(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
     return {"mpps": counts.rate / 1e6, "kicks": counts.kicks, "waits": counts.waits}
 
 
+def stream(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
+    """Send TCP segments of some flows in turns."""
+    from vhostnet.bench.tcp_stream import interleaved
+
+    frames = interleaved(args.flows)
+    driver.start(post_rx=False)
+    counts = driver.sender(frames[0], others=frames[1:]).run(seconds=args.seconds)
+    return {"mpps": counts.rate / 1e6, "kicks": counts.kicks, "waits": counts.waits}
+
+
 def receive(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
     """Receive flat out, reading every byte."""
     driver.start(post_rx=False)
@@ -151,7 +162,7 @@ def connect(args: argparse.Namespace) -> None:
 def main() -> None:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("send", "receive", "echo", "connect"))
+    parser.add_argument("what", choices=("send", "stream", "receive", "echo", "connect"))
     parser.add_argument("--socket", action="append", default=[])
     parser.add_argument("--device", help="a vhost character device, instead of a socket")
     parser.add_argument("--tap", help="with --device: the TAP it is given")
@@ -159,6 +170,7 @@ def main() -> None:
     parser.add_argument("--cpu", type=int, help="the core to run on")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--flows", type=int, default=1)
     parser.add_argument("--num", type=int, default=1024)
     parser.add_argument("--regions", type=int, default=1)
     parser.add_argument("--packed", action="store_true")
@@ -171,7 +183,7 @@ def main() -> None:
     if args.what == "connect":
         connect(args)
         return
-    command = {"send": send, "receive": receive, "echo": echo}[args.what]
+    command = {"send": send, "stream": stream, "receive": receive, "echo": echo}[args.what]
     with open_driver(args, *args.socket[:1]) as driver:
         print(json.dumps(command(args, driver)))
 

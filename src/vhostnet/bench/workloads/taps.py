@@ -49,7 +49,12 @@ _RX_PACKETS, _TX_PACKETS = 1, 9
 
 
 def counter(process: subprocess.Popen[bytes], column: int) -> int:
-    """A counter of the TAP in /proc/net/dev, read in the namespace of a process."""
+    """One of the TAP's `counters`."""
+    return counters(process)[column]
+
+
+def counters(process: subprocess.Popen[bytes]) -> list[int]:
+    """The TAP's counters in /proc/net/dev, read at once, in the namespace of a process."""
     try:
         text = Path(f"/proc/{process.pid}/net/dev").read_text()
     except OSError as err:
@@ -57,7 +62,7 @@ def counter(process: subprocess.Popen[bytes], column: int) -> int:
     for line in text.splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == TAP:
-            return int(numbers.split()[column])
+            return [int(number) for number in numbers.split()]
     raise HostError(f"there is no interface {TAP}")
 
 
