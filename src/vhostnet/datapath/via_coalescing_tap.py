@@ -51,7 +51,6 @@ from .coalesce import (
     make_merged_headers,
     sequence_of,
 )
-from .iov import iov_to_buffer
 from .layout import (
     COALESCE_BATCH,
     COALESCE_BATCH_PER_FLOW,
@@ -73,6 +72,8 @@ from .via_tap import correct_header, send_frame, send_from_iov
 
 Record = Any
 EAGAIN, ENOMEM, ENOBUFS, EBADFD = errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS, errno.EBADFD
+#: Of `_send_or_hold`: no errno, and not HELD.
+_ALONE = 2
 _FLOW_SIZE = FLOW.itemsize
 _KNOWN, _HASH = field_offset(FLOW, "flow_known"), field_offset(FLOW, "flow_hash")
 _N, _FIRST = field_offset(FLOW, "flow_n"), field_offset(FLOW, "flow_first")
@@ -144,11 +145,11 @@ def _forget_flows(bk: Record) -> None:
 
 
 @helper
-def _take_pieces(bk: Record, k: int, iov: Any, at: int, n: int, skip: int) -> tuple[int, int]:
+def _take_pieces(bk: Record, k: int, iov_hva: int, n: int, skip: int) -> tuple[int, int]:
     """Note where segment *k*'s payload lies, and sum it up.
 
     Args:
-        iov: the packet is in iov[at:at + n]; not changed.
+        iov_hva, n: the packet, as `_send_or_hold`.
         skip: bytes of it before the payload.
 
     Returns:
@@ -158,9 +159,9 @@ def _take_pieces(bk: Record, k: int, iov: Any, at: int, n: int, skip: int) -> tu
     found = 0
     total = 0
     done = 0
-    for i in range(at, at + n):
-        base = int(iov[i]["iov_base"])
-        size = int(iov[i]["iov_len"])
+    for i in range(n):
+        base = load_i64_at(iov_hva, i * IOVEC_SIZE)
+        size = load_i64_at(iov_hva, i * IOVEC_SIZE + 8)
         if size <= skip:
             skip -= size
             continue
@@ -376,8 +377,39 @@ def _empty_stash(bk: Record) -> int:
 # --- what the handlers ask -----------------------------------------------------------------------
 
 
+@helper
+def _copy_front(iov_hva: int, n: int, dst_hva: int, size: int) -> None:
+    """Copy up to *size* bytes of a packet, as `_send_or_hold` has it, to *dst_hva*."""
+    done = 0
+    for i in range(n):
+        if done >= size:
+            break
+        piece = min(load_i64_at(iov_hva, i * IOVEC_SIZE + 8), size - done)
+        copy_bytes(dst_hva + done, load_i64_at(iov_hva, i * IOVEC_SIZE), piece)
+        done += piece
+
+
 @implements(backend_send, COALESCING_TAP)
 def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
+    # Addresses and no array for all that is not simple: Numba counts references of arrays, with
+    # atomic instructions, wherever it does not see through the flow of control.
+    result = _send_or_hold(bk, iov.ctypes.data + at * IOVEC_SIZE, n, hdr_len, total)
+    if result == _ALONE:
+        return send_from_iov(bk, iov, at, n, hdr_len, total)
+    return result
+
+
+@helper
+def _send_or_hold(bk: Record, iov_hva: int, n: int, hdr_len: int, total: int) -> int:
+    """Hold a packet, or write what has to go before it.
+
+    Args:
+        iov_hva, n: the packet in struct iovec[n], which is not changed.
+        hdr_len, total: as `backend_send`.
+
+    Returns:
+        _ALONE: the packet is to be written now, as it is; else as `backend_send`.
+    """
     if int(bk["stash_end"]) > 0:
         result = _empty_stash(bk)
         if result < 0:
@@ -392,18 +424,18 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
     hdr_hva = _headers_of(bk, k)
     frame_hva = hdr_hva + hdr_len
     frame_len = total - hdr_len
-    iov_to_buffer(iov, at, n, hdr_hva, hdr_len + COALESCE_HEADERS)
+    _copy_front(iov_hva, n, hdr_hva, hdr_len + COALESCE_HEADERS)
     tcp = find_tcp(frame_hva, frame_len)
     if tcp == NOT_TCP:
-        return send_from_iov(bk, iov, at, n, hdr_len, total)
+        return _ALONE
     if tcp == UNCLEAR:
         result = _write_all(bk)
-        return result if result < 0 else send_from_iov(bk, iov, at, n, hdr_len, total)
+        return result if result < 0 else _ALONE
     headers = 0
     if load_u8(hdr_hva + VNET_HDR_FLAGS) | load_u8(hdr_hva + VNET_HDR_GSO_TYPE) == 0:
         headers = headers_of_mergeable(frame_hva, frame_len, tcp)
     if headers == 0 and int(bk["n_held"]) == 0:
-        return send_from_iov(bk, iov, at, n, hdr_len, total)
+        return _ALONE
     hash_of_it = flow_hash(frame_hva, tcp)
     flow, slot = _find_flow(bk, frame_hva, tcp, hash_of_it)
     payload = frame_len - headers
@@ -419,7 +451,7 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
             held = 0
         pushed = is_pushed(frame_hva, tcp)
         if held > 0 or not pushed:
-            n_pieces, payload_sum = _take_pieces(bk, k, iov, at, n, hdr_len + headers)
+            n_pieces, payload_sum = _take_pieces(bk, k, iov_hva, n, hdr_len + headers)
             if n_pieces > 0 and not checksum_is_right(
                 frame_hva, frame_len, tcp, headers, payload_sum
             ):
@@ -429,7 +461,7 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
             result = _write_flow(bk, flow)
             if result < 0:
                 return result
-        return send_from_iov(bk, iov, at, n, hdr_len, total)
+        return _ALONE
     if not load_i64_at(flow, _KNOWN):
         store_i64(flow + _KNOWN, 1)
         store_i64(flow + _HASH, hash_of_it)
