@@ -116,7 +116,7 @@ def _send_to_host(path: Path, name: str, mib: int) -> str:
         )
         try:
             send = f"nc {path.host_address} {_FILE_PORT} < /tmp/file"
-            path.guest.wait_until(f"timeout {30 + mib} {send}", timeout=10)
+            path.guest.wait_until(f"timeout {30 + mib} {send}", timeout=10, takes=60 + mib)
             listener.wait(30)
         finally:
             end(listener)

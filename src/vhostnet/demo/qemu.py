@@ -109,15 +109,18 @@ class GuestVM:
             self.check(f"ip link set {device} mtu {mtu}")
         self.check(f"ip addr add {address} dev {device}; ip link set {device} up")
 
-    def wait_until(self, command: str, timeout: float = 10.0) -> None:
+    def wait_until(self, command: str, timeout: float = 10.0, *, takes: float = 30.0) -> None:
         """Run a shell command in the guest again and again until it succeeds.
+
+        Args:
+            takes: the most that one attempt may take, seconds.
 
         Raises:
             GuestError: it still failed after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while True:
-            status, output = self.run(command)
+            status, output = self.run(command, takes)
             if status == 0:
                 return
             if time.monotonic() > deadline:
