@@ -6,7 +6,8 @@ import argparse
 import json
 
 from vhostnet.cli.host_checks import DOORS, Finding, findings
-from vhostnet.errors import EXIT_HOST, EXIT_OK
+from vhostnet.cli.parser import nearest
+from vhostnet.errors import EXIT_HOST, EXIT_OK, UsageError
 
 EPILOG = """\
 examples:
@@ -34,9 +35,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Check and print; returns the exit status."""
-    from vhostnet.cli.parser import nearest
-    from vhostnet.errors import UsageError
-
     for door in args.doors:
         if door not in DOORS:
             raise UsageError(

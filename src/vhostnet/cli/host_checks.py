@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import struct
 from collections.abc import Callable
@@ -21,11 +20,11 @@ from vhostnet.frontdoors.cuse_channel import CUSE_DEVICE, open_cuse
 from vhostnet.frontdoors.foreign_process import check_descriptors
 from vhostnet.frontdoors.seccomp.abi import native
 from vhostnet.frontdoors.seccomp.listener_raw import install
-from vhostnet.uapi import tun
+from vhostnet.uapi.virtio import VNET_HDR_MRG_LEN
+from vhostnet_frontend import VerbError, open_tap
 
 DOORS = ("serve", "run", "chardev")
 _ALLOW_ALL = struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000)
-_IFREQ = struct.Struct(f"{tun.IFNAMSIZ}sH{tun.IFREQ_SIZE - tun.IFNAMSIZ - 2}x")
 _HUGEPAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
 
 
@@ -82,18 +81,16 @@ def _tun() -> str:
 
 
 def _tap() -> str:
-    fd = os.open(TUN_NODE, os.O_RDWR | os.O_CLOEXEC)
     try:
-        flags = tun.IFF_TAP | tun.IFF_NO_PI | tun.IFF_VNET_HDR
-        fcntl.ioctl(fd, tun.TUNSETIFF, _IFREQ.pack(b"vncheck%d", flags))
-    except OSError as e:
+        fd = open_tap("vncheck%d", VNET_HDR_MRG_LEN)
+    except VerbError as e:
         raise HostError(
-            f"TAPs cannot be made ({e.strerror}): be root, or use one that somebody made for you "
-            "(ip tuntap add ... user NAME), or a namespace (unshare --user --map-root-user --net)",
-            e.errno or 0,
+            f"TAPs cannot be made ({os.strerror(e.errno)}): be root, or use one that somebody made "
+            "for you (ip tuntap add ... user NAME), or a namespace (unshare --user "
+            "--map-root-user --net)",
+            e.errno,
         ) from e
-    finally:
-        os.close(fd)
+    os.close(fd)
     return "a TAP can be made (it is gone again)"
 
 
@@ -120,7 +117,8 @@ def _foreign_memory() -> str:
     try:
         fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
         try:
-            if os.pread(fd, 6, ctypes.addressof(word)) != b"memory":
+            where = ctypes.addressof(word)
+            if os.pwrite(fd, b"m", where) != 1 or os.pread(fd, 6, where) != b"memory":
                 raise OSError(errno.EIO, "it reads wrong")
         finally:
             os.close(fd)
