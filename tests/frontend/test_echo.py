@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Iterator
 
 import pytest
 from beds import in_process
@@ -24,6 +26,17 @@ def warm() -> None:
 @pytest.fixture(autouse=True)
 def few_trips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_driver, "_TRIPS", NUM + 100)  # all round the rings
+
+
+@pytest.fixture(autouse=True)
+def short_turns() -> Iterator[None]:
+    """Interpreted, driver and worker share the interpreter, and a driver that spins keeps it for a
+    whole turn each time the worker comes back from a system call; every atomic is one.
+    """
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(50e-6)
+    yield
+    sys.setswitchinterval(before)
 
 
 def driver(backend: LoopBackend | NullBackend, packed: bool) -> NetDriver:
