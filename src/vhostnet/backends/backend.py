@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from vhostnet.datapath.layout import BACKEND_COUNTERS
+
 
 @dataclass(eq=False)
 class BackendQueue:
@@ -23,6 +25,11 @@ class BackendQueue:
     def holds_packet(self) -> bool:
         """Whether a packet was read and not delivered: no poll will tell of it."""
         return "hold_len" in (self.record.dtype.names or ()) and self.record[0]["hold_len"] > 0
+
+    def counters(self) -> dict[str, int]:
+        """Those of BACKEND_COUNTERS that it has, by name; from any thread, at any time."""
+        names = self.record.dtype.names or ()
+        return {name: int(self.record[0][name]) for name in BACKEND_COUNTERS if name in names}
 
 
 class Backend:

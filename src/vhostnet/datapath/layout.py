@@ -71,23 +71,23 @@ VHOST_ACCESS_RO = 1
 VHOST_ACCESS_WO = 2
 VHOST_ACCESS_RW = 3
 
-#: Counters that every ring has, all w: worker, all since the ring's session began.
-COUNTERS = (
-    "packets",  # moved to or from the backend
-    "bytes",  # of these packets, vnet header included
-    "kicks",  # kick eventfd wake-ups
-    "calls",  # call eventfd writes
-    "calls_suppressed",  # completions that the driver asked not to hear about
-    "drop_short",  # tx: nothing behind the header
-    "drop_malformed",  # a chain with parts of the wrong direction; handed back with length 0
-    "drop_refused",  # the backend refused the frame for good (EINVAL, EIO, ...)
-    "drop_full",  # the backend had no room and never waits (loop, port)
-    "drop_no_peer",  # tx to a port: nobody is at the other end, or its ring is broken
-    "drop_disabled",  # tx: the ring was disabled, the packet was discarded
-    "drop_too_small",  # rx: the one buffer was too small, the packet was thrown away
-    "ring_errors",  # the ring was found broken
-    "iotlb_misses",  # an address was not in the IOTLB; the front-end was asked
-)
+#: Counters that every ring has, and what they count; all w: worker.
+COUNTERS = {
+    "packets": "packets moved to or from the backend",
+    "bytes": "bytes of these packets, vnet header included",
+    "kicks": "wake-ups by the kick descriptor",
+    "calls": "signals on the call descriptor",
+    "calls_suppressed": "completions that the driver asked not to hear about",
+    "drop_short": "tx: nothing behind the header",
+    "drop_malformed": "a chain with parts of the wrong direction, handed back with length 0",
+    "drop_refused": "the backend refused the frame for good",
+    "drop_full": "the backend had no room and never waits (loop, port)",
+    "drop_no_peer": "tx to a port: nobody is at the other end, or its ring is broken",
+    "drop_disabled": "tx: the ring was disabled, the packet was discarded",
+    "drop_too_small": "rx: the one buffer was too small, the packet was thrown away",
+    "ring_errors": "the ring was found broken",
+    "iotlb_misses": "an address was not in the IOTLB, the front-end was asked",
+}
 
 #: What control sets on a ring of any format, while the worker is parked.
 _VRING_CONTROL = (
@@ -249,6 +249,14 @@ PACKED_VRING = _record(
     *COUNTERS,
 )
 
+#: Counters of a worker, and what they count.
+WORKER_COUNTERS = {
+    "wakeups": "turns of the loop",
+    "runs": "handlers run",
+    "spins": "times that busy polling began",
+    "spin_hits": "times that it found something",
+}
+
 #: One worker: its epoll set and its work list.
 WORKER = _record(
     "epfd",
@@ -264,11 +272,7 @@ WORKER = _record(
     # busy polling adapts: how long it is worth to spin now, nanoseconds
     "adaptive",
     "spin_ns",
-    # --- counters
-    "wakeups",
-    "runs",
-    "spins",
-    "spin_hits",
+    *WORKER_COUNTERS,
 )
 
 # Work items, also the `data` of the worker's epoll events.
@@ -326,6 +330,12 @@ _TAP = (
     "hdr_hva",
     "bounce_hva",
 )
+#: Counters that a queue of a backend may have, and what they count.
+BACKEND_COUNTERS = {
+    "merged_frames": "frames that were written for several TCP segments",
+    "merged_segments": "the segments in them",
+}
+
 #: A queue of a TUN/TAP device, or whatever else one descriptor reads and writes frames of.
 TAP = _record(*_TAP)
 
@@ -404,7 +414,7 @@ COALESCING_TAP = _record(
     "held_packets",
     "held_bytes",
     "held_refused",
-    # --- counters: merged frames, and the segments in them
+    # --- BACKEND_COUNTERS
     "merged_frames",
     "merged_segments",
 )

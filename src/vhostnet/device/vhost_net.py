@@ -98,6 +98,8 @@ class VhostNet:
         #: ring index -> the I/O virtual address that it waits for
         self._misses: dict[int, int] = {}
         self.worker: Worker | None = None
+        #: the worker, or the last one that was: who has the counters
+        self._counted: Worker | None = None
         self._backends: list[BackendQueue | None] = [None, None]
         self._iov = np.zeros(2 * UIO_MAXIOV + 1, IOVEC)
         self._heads = np.zeros(UIO_MAXIOV, RX_HEAD)
@@ -109,8 +111,10 @@ class VhostNet:
         """Take an owner and create the worker `vhost-<pid>`; PeerError EBUSY if there is one."""
         if self.worker is not None:
             raise PeerError(f"{self.name}: has an owner already", errno.EBUSY)
-        self.worker = Worker(f"vhost-{pid}", self._run, self._on_event)
+        before = None if self._counted is None else self._counted.counters()
+        self.worker = Worker(f"vhost-{pid}", self._run, self._on_event, before)
         self.worker.start()
+        self._counted = self.worker
 
     def reset_owner(self) -> None:
         """Stop both rings, drop every descriptor and the memory, end the worker."""
@@ -529,8 +533,18 @@ class VhostNet:
         else:
             log.error("%s: epoll_wait: %s", self.name, os.strerror(-code))
 
+    @property
+    def backend_queue(self) -> BackendQueue | None:
+        """What its rings are attached to, if any is."""
+        rx_queue, tx_queue = self._backends
+        return rx_queue or tx_queue
+
+    def worker_counters(self) -> dict[str, int]:
+        """Counters of all its workers so far (see Worker.counters); {} before the first owner."""
+        return {} if self._counted is None else self._counted.counters()
+
     def counters(self) -> dict[str, dict[str, int]]:
-        """Counters of both rings."""
+        """Counters of both rings, since the owner came."""
         return {"rx": self.rx.counters(), "tx": self.tx.counters()}
 
 

@@ -117,6 +117,7 @@ class Vring:
         self.index = index
         self.format = SPLIT
         self.record: Any = np.zeros(1, SPLIT.dtype)
+        self._at_reset: dict[str, int] = {}
         self._one = np.ones(1, np.uint64)
         self._desc_copy = np.zeros(VRING_DESC_SIZE, np.uint8)
         self.addresses: VringAddresses | None = None
@@ -137,9 +138,17 @@ class Vring:
         return bool(self.vq["active"])
 
     def reset(self) -> None:
-        """Linux vhost_vq_reset(): as after open.  Descriptors must have been taken out."""
+        """Linux vhost_vq_reset(): as after open.  Descriptors must have been taken out.
+
+        What was counted stays: a counter that falls would be taken for a restart of ours.
+        """
+        totals = self.totals()
         self.format = SPLIT
-        self.record = np.zeros(1, SPLIT.dtype)
+        record: Any = np.zeros(1, SPLIT.dtype)
+        for name, count in totals.items():
+            record[name] = count
+        self.record = record
+        self._at_reset = totals
         self._stage = None
         vq = self.vq
         vq[self.format.num_field] = 1
@@ -171,9 +180,10 @@ class Vring:
             return
         old_record, base, num = self.record, self.format.get_base(self.vq), self.num
         old, self.format = self.format, new
-        self.record = np.zeros(1, new.dtype)
+        record: Any = np.zeros(1, new.dtype)
         for name in set(old_record.dtype.names) & set(new.dtype.names or ()):
-            self.record[name] = old_record[name]
+            record[name] = old_record[name]
+        self.record = record
         self.vq[new.num_field] = num
         if PACKED in (new, old):  # two ways to count positions; such a ring does not run
             new.set_base(self.vq, base if new.is_base(base) else 0)
@@ -323,8 +333,13 @@ class Vring:
         return fd
 
     def counters(self) -> dict[str, int]:
-        """The ring's counters by name."""
-        return {name: int(self.vq[name]) for name in COUNTERS}
+        """What was counted since the last `reset`, by name."""
+        return {name: count - self._at_reset[name] for name, count in self.totals().items()}
+
+    def totals(self) -> dict[str, int]:
+        """What was counted since the ring was made, by name; from any thread, at any time."""
+        vq = self.vq
+        return {name: int(vq[name]) for name in COUNTERS}
 
 
 def _owners(field: str) -> str:

@@ -25,12 +25,19 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
 from vhostnet.datapath.codes import WORKER_STOPPED
-from vhostnet.datapath.layout import EPOLL_BATCH, EPOLL_EVENT, EVENT_CONTROL, WORKER
+from vhostnet.datapath.layout import (
+    EPOLL_BATCH,
+    EPOLL_EVENT,
+    EVENT_CONTROL,
+    WORKER,
+    WORKER_COUNTERS,
+)
 
 log = logging.getLogger("vhostnet.worker")
 _PR_SET_NAME = 15
@@ -49,6 +56,7 @@ class Worker:
         name: thread name, `vhost-<pid of the owner>` as in Linux (15 bytes are shown).
         run: calls the kernel once and returns its code; None means there is nothing to do.
         on_event: told every code that is not WORKER_STOPPED, in the worker's thread.
+        before: the `counters` of the worker before it, to go on from.
     """
 
     def __init__(
@@ -56,9 +64,16 @@ class Worker:
         name: str,
         run: Callable[[], int | None],
         on_event: Callable[[int], None],
+        before: Mapping[str, int] | None = None,
     ) -> None:
         self.name = name
         self.record = np.zeros(1, WORKER)
+        self._before = dict(before or {})
+        for name in WORKER_COUNTERS:
+            self.record[0][name] = self._before.get(name, 0)
+        self._busy_ns: int | None = None
+        self._began_ns = time.monotonic_ns()
+        self._ended_ns: int | None = None
         self._events = np.zeros(EPOLL_BATCH, EPOLL_EVENT)
         self._timespec = np.zeros(2, np.int64)
         self._run = run
@@ -150,6 +165,27 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):
                 signal.pthread_kill(self._thread.ident, SHAKE_SIGNAL)
 
+    def counters(self) -> dict[str, int]:
+        """What it and those before it counted, by name; from any thread, at any time.
+
+        With WORKER_COUNTERS come `busy_ns`, the time that the thread had a processor, and
+        `idle_ns`, all other time: both by the kernel's clocks, so counting costs the data path
+        nothing.
+        """
+        counted = {name: int(self.record[0][name]) for name in WORKER_COUNTERS}
+        busy_ns = self._busy_for()
+        alive_ns = (self._ended_ns or time.monotonic_ns()) - self._began_ns
+        counted["busy_ns"] = self._before.get("busy_ns", 0) + busy_ns
+        counted["idle_ns"] = self._before.get("idle_ns", 0) + max(0, alive_ns - busy_ns)
+        return counted
+
+    def _busy_for(self) -> int:
+        tid = self._thread.native_id
+        if self._busy_ns is None and tid is not None:
+            with contextlib.suppress(OSError):  # it has ended this moment
+                return time.clock_gettime_ns(_cpu_clock_of(tid))
+        return self._busy_ns or 0
+
     def stop(self) -> None:
         """End the thread and close what is ours; nothing may be watched any more."""
         with self._state:
@@ -177,6 +213,8 @@ class Worker:
             self._flushed = ticket
             if code is not None and code != WORKER_STOPPED:
                 self._tell(code)
+        self._ended_ns = time.monotonic_ns()
+        self._busy_ns = time.thread_time_ns()
 
     def _tell(self, code: int) -> None:
         try:
@@ -202,6 +240,12 @@ class Worker:
             if self._flushed < self._flushes:  # one pass, then back
                 os.eventfd_write(self._control, 1)
             return not self._ending
+
+
+def _cpu_clock_of(tid: int) -> int:
+    """The clock of one thread's processor time (make_thread_cpuclock of linux/posix-timers.h)."""
+    per_thread, sched = 4, 2
+    return ~tid << 3 | per_thread | sched
 
 
 _EPOLL_CTL_ADD = 1
