@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import resource
+from collections.abc import Mapping
+from typing import Any
 
 from vhostnet.cli import logs
-from vhostnet.cli.daemon_setup import (
-    add_log_options,
-    add_ready_option,
-    leaving_at_once,
-    octal_mode,
-    warm,
+from vhostnet.cli.daemon_setup import leaving_at_once, warm
+from vhostnet.cli.option_kinds import Group, Mode, NodeName, Switch
+from vhostnet.cli.options import (
+    LINUX_ABI,
+    Option,
+    add_options,
+    log_options,
+    ready_option,
+    values_of,
 )
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
-from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
-from vhostnet.errors import UsageError
 from vhostnet.frontdoors.cuse_channel import open_cuse
 from vhostnet.frontdoors.cuse_daemon import serve_cuse
-from vhostnet.frontdoors.cuse_node import CuseNode, NodeOptions, check_name
+from vhostnet.frontdoors.cuse_node import CuseNode, NodeOptions
 from vhostnet.frontdoors.event_loop import Loop
-from vhostnet.frontdoors.listening_socket import group_id
 
 NAME = "vhost-net"
 #: Permissions of the node with --group and without --mode; without either, the kernel's.
@@ -55,42 +58,43 @@ exit status:
 """
 
 
+NODE = "the node below /dev"
+OPTIONS = (
+    Option("name", NodeName(), f"another name than {NAME}", NODE, default=NAME),
+    Option(
+        "mode",
+        Mode(),
+        "permissions (default: what the kernel and udev give it; with --group 660)",
+        NODE,
+    ),
+    Option("group", Group(), "group of the node", NODE),
+    Option(
+        "replace-node",
+        Switch(),
+        "move a device node of that name aside, and put it back at the end (after a crash, at the "
+        "next start)",
+        NODE,
+        default=False,
+    ),
+    dataclasses.replace(LINUX_ABI, group="what it is"),
+    ready_option("the node can be opened"),
+    *log_options(),
+)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `vhostnet chardev`."""
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
-    node = parser.add_argument_group("the node below /dev")
-    node.add_argument("--name", metavar="NAME", default=NAME, help=f"another name than {NAME}")
-    node.add_argument(
-        "--mode",
-        metavar="OCTAL",
-        type=octal_mode,
-        help="permissions (default: what the kernel and udev give it; with --group 660)",
-    )
-    node.add_argument("--group", metavar="GROUP", help="group of the node")
-    node.add_argument(
-        "--replace-node",
-        action="store_true",
-        help="move a device node of that name aside, and put it back at the end (after a crash, "
-        "at the next start)",
-    )
-    what = parser.add_argument_group("what it is")
-    what.add_argument(
-        "--linux-abi",
-        choices=tuple(LINUX_ABIS),
-        default=NEWEST,
-        help=f"the version of Linux whose driver it behaves as (default: {NEWEST})",
-    )
-    how = parser.add_argument_group("how the daemon behaves (it stays in the foreground)")
-    add_ready_option(how, "the node can be opened")
-    add_log_options(how)
+    add_options(parser, OPTIONS)
 
 
 def main(args: argparse.Namespace) -> int:
     """Run the daemon; returns its exit status."""
-    logs.set_up(args.log_level, args.log_format)
-    options = _node_options(args)
-    check_ready_fd(args.ready_fd)
+    settings = values_of(args, OPTIONS)
+    logs.set_up(settings["log-level"], settings["log-format"])
+    options = _node_options(settings)
+    check_ready_fd(settings["ready-fd"])
     with leaving_at_once():
         node = CuseNode(options)
         node.check()
@@ -108,7 +112,7 @@ def main(args: argparse.Namespace) -> int:
         _as_many_descriptors_as_we_may()
 
         def make_device(name: str) -> VhostFile:
-            return VhostFile(KernelVerbs(VhostNet(name, args.linux_abi), OwnerMemory))
+            return VhostFile(KernelVerbs(VhostNet(name, settings["linux-abi"]), OwnerMemory))
 
         with contextlib.closing(Loop()) as loop:
             return serve_cuse(
@@ -116,26 +120,16 @@ def main(args: argparse.Namespace) -> int:
                 node,
                 cuse,
                 make_device,
-                lambda: tell_ready(args.ready_fd),
+                lambda: tell_ready(settings["ready-fd"]),
                 memory_alarm=memory_alarm,
             )
 
 
-def _node_options(args: argparse.Namespace) -> NodeOptions:
-    try:
-        name = check_name(args.name)
-    except UsageError as error:
-        raise UsageError(f"--name: {error}") from None
-    gid = None
-    if args.group is not None:
-        try:
-            gid = group_id(args.group)
-        except UsageError as error:
-            raise UsageError(f"--group: {error}") from None
-    mode = args.mode
+def _node_options(settings: Mapping[str, Any]) -> NodeOptions:
+    mode, gid = settings["mode"], settings["group"]
     if mode is None and gid is not None:
         mode = MODE_WITH_GROUP
-    return NodeOptions(name, mode, gid, args.replace_node)
+    return NodeOptions(settings["name"], mode, gid, settings["replace-node"])
 
 
 def _as_many_descriptors_as_we_may() -> None:

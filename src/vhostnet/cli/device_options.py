@@ -1,97 +1,132 @@
-"""From `vhostnet serve`'s options to devices: either the flat options, or --device as often."""
+"""From the options of `vhostnet serve` to devices: the flat options, or --device as often.
+
+Here too: what is wrong with values that are right one by one.  The file has its own way of naming
+an option (`config_file`) and the same rules.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from vhostnet.backends import BACKEND_SPECS, check_spec
-from vhostnet.cli.parser import nearest, number_within
-from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
+from vhostnet.cli.option_kinds import WrongValue
+from vhostnet.cli.options import DEVICE_KEYS, DEVICE_OPTIONS
+from vhostnet.cli.parser import nearest
 from vhostnet.errors import UsageError
 from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
 
-# 254 rings: a ring's index has 8 bits, see vhost_user_session.
-MAX_QUEUE_PAIRS = 127
-
-# A second of spinning is more than any driver needs, and a typing error otherwise.
-MAX_BUSY_POLL_US = 1_000_000
-
-DEVICE_KEYS = (
-    "socket",
-    "backend",
-    "queue-pairs",
-    "client",
-    "fill-checksums",
-    "coalesce",
-    "busy-poll-us",
-    "busy-poll-adaptive",
-    "iommu",
-    "linux-abi",
-)
+#: A key, and what is wrong with its value beside those of the others.
+Conflict = tuple[str, str]
 
 
 def devices_of(args: argparse.Namespace) -> tuple[DeviceOptions, ...]:
     """The devices that the options describe, or UsageError."""
-    flat = {
-        "--socket-path": args.socket_path,
-        "--fd": args.fd,
-        "--backend": args.backend,
-        "--queue-pairs": args.queue_pairs,
-        "--client": args.client or None,
-        "--fill-checksums": args.fill_checksums or None,
-        "--coalesce": args.coalesce,
-        "--busy-poll-us": args.busy_poll_us or None,
-        "--busy-poll-adaptive": args.busy_poll_adaptive or None,
-        "--iommu": args.iommu or None,
-        "--linux-abi": args.linux_abi,
+    given = {
+        option.key: getattr(args, option.dest)
+        for option in DEVICE_OPTIONS
+        if getattr(args, option.dest) is not None
     }
-    given = [option for option, value in flat.items() if value is not None]
     if not args.device:
-        return (_flat_device(args),)
-    if given:
-        raise UsageError(f"{given[0]} and --device exclude each other; make it a key of --device")
-    devices = tuple(_parse_device(text) for text in args.device)
-    paths = [device.socket_path for device in devices if device.socket_path is not None]
-    for path in paths:
-        if paths.count(path) > 1:
-            raise UsageError(f"--device: two devices have the socket {path}")
+        return (_flat_device(given),)
+    for option in DEVICE_OPTIONS:
+        if option.key in given:
+            raise UsageError(
+                f"{option.option_string} and --device exclude each other; make it a key of --device"
+            )
+    devices = tuple(_parse_device(number, text) for number, text in enumerate(args.device))
+    for _, key, text in conflicts_between(devices):
+        raise UsageError(f"--device: {key}: {text}")
     return devices
 
 
-def check_backend(option: str, spec: str) -> None:
-    """Raise UsageError, naming the option, unless `spec` is a backend."""
-    kind = spec.partition(":")[0]
-    suggestion = "" if kind in BACKEND_SPECS else nearest(kind, BACKEND_SPECS)
-    try:
-        check_spec(spec)
-    except UsageError as error:
-        raise UsageError(f"{option}: {error}{suggestion}") from None
+def make_device(option: str, number: int, given: Mapping[str, object]) -> DeviceOptions:
+    """A device of checked values.
+
+    Args:
+        option: the option that describes it, to name it in errors.
+        number: names it, unless it has a name.
+        given: values by key; the others have their defaults.
+    """
+    fields: dict[str, Any] = {
+        entry.attribute: given.get(entry.key, entry.default) for entry in DEVICE_OPTIONS
+    }
+    fields["name"] = fields["name"] or f"dev{number}"
+    return DeviceOptions(option=option, **fields)
 
 
-def _flat_device(args: argparse.Namespace) -> DeviceOptions:
-    if args.socket_path is None and args.fd is None:
+def conflicts_within(given: Mapping[str, object]) -> Iterator[Conflict]:
+    """What is wrong with one device's values together."""
+    kind = str(given.get("backend", "")).partition(":")[0]
+    if given.get("busy-poll-adaptive") and not given.get("busy-poll-us"):
+        yield "busy-poll-adaptive", "needs busy-poll-us, the most it may reach"
+    if given.get("fill-checksums") and kind and kind not in ("tap", "tap-fd"):
+        yield "fill-checksums", f"works with a TAP only, and not with {given['backend']}"
+    if given.get("iommu") and kind == "port":
+        yield "iommu", f"does not work with {given['backend']}"
+    if kind == "tap-fd":
+        n_fds = str(given["backend"]).count("+") + 1
+        n_pairs = given.get("queue-pairs", 1)
+        if n_fds != n_pairs:
+            yield "backend", f"{given['backend']} has {n_fds} descriptors for {n_pairs} queue pairs"
+
+
+def conflicts_between(devices: Sequence[DeviceOptions]) -> Iterator[tuple[int, str, str]]:
+    """What is wrong with devices together: the number of one of them, a key, what it is."""
+    for key, attribute in (("name", "name"), ("socket", "socket_path")):
+        seen: set[str] = set()
+        for number, device in enumerate(devices):
+            value = getattr(device, attribute)
+            if value is not None and value in seen:
+                yield number, key, f"two devices have the {key} {value}"
+            seen.add(value)
+    users: dict[str, list[int]] = {}
+    for number, device in enumerate(devices):
+        if check_spec(device.backend)[0] in ("port", "tap"):
+            users.setdefault(device.backend, []).append(number)
+    for backend, numbers in users.items():
+        if backend.startswith("tap:"):
+            for number in numbers[1:]:
+                yield number, "backend", f"two devices have {backend}"
+        elif len(numbers) != 2:
+            found = "one device has" if len(numbers) == 1 else f"{len(numbers)} devices have"
+            yield numbers[-1], "backend", f"{backend}: {found} it; it joins two, each a device"
+        else:
+            pairs = [devices[number].queue_pairs for number in numbers]
+            if pairs[0] != pairs[1]:
+                yield (
+                    numbers[1],
+                    "queue-pairs",
+                    f"the two devices of {backend} have {pairs[0]} and {pairs[1]} queue pairs; it "
+                    "takes equally many",
+                )
+
+
+def port_pairs(devices: Sequence[DeviceOptions]) -> list[tuple[int, int]]:
+    """The devices that `backend=port:NAME` joins, as indices; they have no conflicts."""
+    users: dict[str, list[int]] = {}
+    for number, device in enumerate(devices):
+        if device.backend.startswith("port:"):
+            users.setdefault(device.backend, []).append(number)
+    return [(first, second) for first, second in users.values()]
+
+
+def _flat_device(given: Mapping[str, object]) -> DeviceOptions:
+    if "socket" not in given and "fd" not in given:
         raise UsageError("one of --socket-path, --fd and --device is needed")
-    if args.socket_path is not None and args.fd is not None:
+    if "socket" in given and "fd" in given:
         raise UsageError("--socket-path and --fd exclude each other")
-    if args.client and args.fd is not None:
+    if "client" in given and "fd" in given:
         raise UsageError("--client goes with --socket-path; the socket of --fd is connected")
-    if args.backend is None:
+    if "backend" not in given:
         raise UsageError(f"--backend is needed: one of {', '.join(BACKEND_SPECS.values())}")
-    check_backend("--backend", args.backend)
-    return DeviceOptions(
-        option="--fd" if args.socket_path is None else "--socket-path",
-        backend=args.backend,
-        socket_path=args.socket_path,
-        fd=args.fd,
-        is_client=args.client,
-        queue_pairs=1 if args.queue_pairs is None else args.queue_pairs,
-        fill_checksums=args.fill_checksums,
-        coalesce=args.coalesce != "off",
-        busy_poll_us=args.busy_poll_us,
-        busy_poll_adaptive=_adaptive("--", args.busy_poll_us, args.busy_poll_adaptive),
-        iommu=args.iommu,
-        linux_abi=_linux_abi("--linux-abi", args.linux_abi),
-    )
+    for key, text in conflicts_within(given):
+        raise UsageError(f"--{key}: {text}")
+    device = make_device("--socket-path" if "socket" in given else "--fd", 0, given)
+    for _, key, text in conflicts_between([device]):
+        raise UsageError(f"--{key}: {text}")
+    return device
 
 
 def split_keys(text: str) -> dict[str, str]:
@@ -112,58 +147,19 @@ def split_keys(text: str) -> dict[str, str]:
     return keys
 
 
-def _parse_device(text: str) -> DeviceOptions:
-    keys = split_keys(text)
-    for key in keys:
+def _parse_device(number: int, text: str) -> DeviceOptions:
+    given: dict[str, object] = {}
+    for key, value in split_keys(text).items():
         if key not in DEVICE_KEYS:
             suggestion = nearest(key, DEVICE_KEYS) or f"; keys are {', '.join(DEVICE_KEYS)}"
             raise UsageError(f"--device: there is no key {key!r}{suggestion}")
+        try:
+            given[key] = DEVICE_KEYS[key].kind.from_text(value)
+        except WrongValue as error:
+            raise UsageError(f"--device: {key}: {error}") from None
     for key in ("socket", "backend"):
-        if key not in keys:
+        if key not in given:
             raise UsageError(f"--device {text}: {key}= is needed")
-    check_backend("--device: backend", keys["backend"])
-    queue_pairs = _number(keys, "queue-pairs", 1, MAX_QUEUE_PAIRS, "1")
-    busy_poll_us = _number(keys, "busy-poll-us", 0, MAX_BUSY_POLL_US, "0")
-    return DeviceOptions(
-        option=f"--device socket={keys['socket']}",
-        backend=keys["backend"],
-        socket_path=keys["socket"],
-        is_client=_switch(keys, "client"),
-        queue_pairs=queue_pairs,
-        fill_checksums=_switch(keys, "fill-checksums"),
-        coalesce=_switch(keys, "coalesce", "on"),
-        busy_poll_us=busy_poll_us,
-        busy_poll_adaptive=_adaptive(
-            "--device: ", busy_poll_us, _switch(keys, "busy-poll-adaptive")
-        ),
-        iommu=_switch(keys, "iommu"),
-        linux_abi=_linux_abi("--device: linux-abi", keys.get("linux-abi")),
-    )
-
-
-def _number(keys: dict[str, str], key: str, low: int, high: int, default: str) -> int:
-    try:
-        return number_within(low, high)(keys.get(key, default))
-    except argparse.ArgumentTypeError as error:
-        raise UsageError(f"--device: {key}: {error}") from None
-
-
-def _linux_abi(option: str, name: str | None) -> str:
-    if name is None:
-        return NEWEST
-    if name not in LINUX_ABIS:
-        raise UsageError(f"{option}: {name!r} is not one of {', '.join(LINUX_ABIS)}")
-    return name
-
-
-def _adaptive(prefix: str, busy_poll_us: int, wanted: bool) -> bool:
-    if wanted and not busy_poll_us:
-        raise UsageError(f"{prefix}busy-poll-adaptive needs busy-poll-us, the most it may reach")
-    return wanted
-
-
-def _switch(keys: dict[str, str], key: str, default: str = "off") -> bool:
-    value = keys.get(key, default)
-    if value not in ("on", "off"):
-        raise UsageError(f"--device: {key}={value}: must be on or off")
-    return value == "on"
+    for key, problem in conflicts_within(given):
+        raise UsageError(f"--device: {key}: {problem}")
+    return make_device(f"--device socket={given['socket']}", number, given)

@@ -7,14 +7,15 @@ imports numba is imported in the supervisor.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import logging
 import os
 from typing import TYPE_CHECKING
 
 from vhostnet.cli import logs
-from vhostnet.cli.daemon_setup import add_log_options, warm
-from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
+from vhostnet.cli.daemon_setup import warm
+from vhostnet.cli.options import LINUX_ABI, add_options, log_options, values_of
 from vhostnet.errors import HostError, VhostnetError
 from vhostnet.frontdoors.seccomp import tree
 
@@ -30,6 +31,11 @@ DESCRIPTION = """\
 Run a command for which /dev/vhost-net is there, whatever the host has: for it and all that it
 starts, with no kernel module and no root.  Other files and calls are the host's as ever.
 """
+
+GROUP = "options"
+OPTIONS = tuple(
+    dataclasses.replace(option, group=GROUP) for option in (LINUX_ABI, *log_options("warning"))
+)
 
 EPILOG = """\
 examples:
@@ -52,20 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "vhostnet run [options] -- COMMAND ..."
     parser.description = DESCRIPTION
     parser.epilog = EPILOG
-    parser.add_argument(
-        "--linux-abi",
-        metavar="VERSION",
-        choices=tuple(LINUX_ABIS),
-        default=NEWEST,
-        help=f"Linux whose driver is reproduced: {', '.join(LINUX_ABIS)} (default: {NEWEST})",
-    )
-    parser.add_argument(
+    add_options(parser, OPTIONS)[GROUP].add_argument(
         "--log-file",
         metavar="PATH",
         help="where log lines go, also after COMMAND has ended (default: stderr, until then)",
     )
-    add_log_options(parser)
-    parser.set_defaults(log_level="warning")
 
 
 def exit_status_of(error: VhostnetError) -> int:
@@ -75,9 +72,10 @@ def exit_status_of(error: VhostnetError) -> int:
 
 def main(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
-    logs.set_up(args.log_level, args.log_format)
+    settings = values_of(args, OPTIONS)
+    logs.set_up(settings["log-level"], settings["log-format"])
     log_fd = -1 if args.log_file is None else _open_log(args.log_file)
-    return tree.run(args.command, functools.partial(_load, args.linux_abi, log_fd))
+    return tree.run(args.command, functools.partial(_load, settings["linux-abi"], log_fd))
 
 
 def _open_log(path: str) -> int:

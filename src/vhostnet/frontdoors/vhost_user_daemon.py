@@ -26,6 +26,7 @@ class DeviceOptions:
 
     Attributes:
         option: the option that describes it, to name it in errors.
+        name: what log lines call it; no other device of the daemon has it.
         socket_path: unix socket, or None if `fd` is given.
         fd: inherited connected socket.
         is_client: connect to `socket_path` instead of listening there.
@@ -41,6 +42,7 @@ class DeviceOptions:
 
     option: str
     backend: str
+    name: str = "dev0"
     socket_path: str | None = None
     fd: int | None = None
     is_client: bool = False
@@ -105,11 +107,11 @@ def serve(
             loop.stop()
 
     servers: list[DeviceServer] = []
-    for number, (device, wanted) in enumerate(zip(devices, options.devices, strict=True)):
+    for device, wanted in zip(devices, options.devices, strict=True):
         is_one_off = options.is_one_off or wanted.fd is not None
         unfinished += is_one_off
         servers.append(
-            DeviceServer(loop, device, f"dev{number}", is_one_off=is_one_off, on_finished=finished)
+            DeviceServer(loop, device, wanted.name, is_one_off=is_one_off, on_finished=finished)
         )
     try:
         if memory_alarm is not None:

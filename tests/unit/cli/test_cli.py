@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from vhostnet.cli import main as cli_main
 from vhostnet.cli import readiness, serve, warm
 from vhostnet.cli.device_options import devices_of, split_keys
 from vhostnet.cli.main import COMMANDS, main
+from vhostnet.cli.options import DAEMON_OPTIONS, DEVICE_KEYS, DEVICE_OPTIONS, values_of
 from vhostnet.cli.parser import Parser
 from vhostnet.errors import HostError, PeerError, UsageError
 from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
@@ -39,7 +41,7 @@ WRONG = [
     (["chardev", "--name", "a/b"], "--name: 'a/b' can be no node's name"),
     (["chardev", "--mode", "99"], "--mode: '99' is not an octal mode such as 660"),
     (["chardev", "--group", "nobody-has-it"], "--group: no group is called 'nobody-has-it'"),
-    (["chardev", "--linux-abi", "5"], "--linux-abi: invalid choice: '5'"),
+    (["chardev", "--linux-abi", "5"], "--linux-abi: '5' is not one of 6.1, 6.12, newest"),
     (["chardev", "--replace"], "there is no option --replace (did you mean --replace-node?)"),
     (["serve"], "one of --socket-path, --fd and --device is needed"),
     (["serve", "--socket-path", "s"], "--backend is needed: one of tap:NAME"),
@@ -66,18 +68,38 @@ WRONG = [
     (["serve", "--socket-path=s", *NULL, "--socket-mode", "7777"], "is not an octal mode"),
     (["serve", "--socket-path=s", *NULL, "--socket-group", "no-such"], "--socket-group: no group"),
     (["serve", "--socket-path=s", *NULL, "--ready-fd", "999999"], "--ready-fd: 999999: Bad file"),
-    (["serve", "--socket-path=s", *NULL, "--log-level", "loud"], "--log-level: invalid choice"),
+    (
+        ["serve", "--socket-path=s", *NULL, "--log-level", "loud"],
+        "--log-level: 'loud' is not one of",
+    ),
     (["serve", "--device", "socket=s"], "backend= is needed"),
     (["serve", "--device", "backend=null"], "socket= is needed"),
     (["serve", "--device", "socket=s,backend=null,queue-pair=2"], "did you mean queue-pairs?"),
-    (["serve", "--device", "socket=s,backend=null,zzz=2"], "keys are socket, backend"),
+    (
+        ["serve", "--device", "socket=s,backend=null,zzz=2"],
+        "keys are name, socket, client, backend",
+    ),
     (["serve", "--device", "socket=s,backend=null,queue-pairs=x"], "queue-pairs: 'x' is not"),
     (["serve", "--device", "socket=s,backend=null,client=yes"], "must be on or off"),
     (["serve", "--device", "socket=s,backend=null,client"], "'client' is not KEY=VALUE"),
     (["serve", "--device", "socket=s,socket=t,backend=null"], "socket is given twice"),
     (["serve", "--device", "socket=s,backend=nil"], "--device: backend: unknown backend 'nil'"),
     (["serve", "--device", "socket=s,backend=null", *NULL], "--backend and --device exclude"),
+    (
+        ["serve", "--device", "socket=s,backend=null,name=a b"],
+        "--device: name: 'a b' is not a name",
+    ),
     (["serve", *["--device", "socket=s,backend=null"] * 2], "two devices have the socket s"),
+    (
+        ["serve", *["--device", "socket=s,backend=tap:t", "--device", "socket=u,backend=tap:t"]],
+        "--device: backend: two devices have tap:t",
+    ),
+    (
+        ["serve", "--socket-path=s", "--backend=tap-fd:3", "--queue-pairs=2"],
+        "tap-fd:3 has 1 descriptors for 2 queue pairs",
+    ),
+    (["serve", "--socket-path=s", *NULL, "--fill-checksums"], "--fill-checksums: works with a TAP"),
+    (["serve", "--socket-path=s", *NULL, "--busy-poll-adaptive"], "needs busy-poll-us, the most"),
     (["serve", "--socket-path=s", *NULL, "--linux-abi=6.2"], "'6.2' is not one of 6.1, 6.12, new"),
     (["serve", "--device", "socket=s,backend=null,linux-abi=5"], "--device: linux-abi: '5' is"),
     (["serve", "--socket-path=s", "--backend=port"], "port:NAME takes a name"),
@@ -85,7 +107,7 @@ WRONG = [
     (["serve", *PORTS[:2]], "port:x: one device has it; it joins two"),
     (["serve", *PORTS, "--device", "socket=u,backend=port:x"], "port:x: 3 devices have it"),
     (["serve", *PORTS[:3], f"{PORTS[3]},queue-pairs=2"], "have 1 and 2 queue pairs"),
-    (["serve", *PORTS[:3], f"{PORTS[3]},iommu=on"], "iommu does not work with port:x"),
+    (["serve", *PORTS[:3], f"{PORTS[3]},iommu=on"], "iommu: does not work with port:x"),
     (["serve", *PORTS[:3], f"{PORTS[3]},fill-checksums=on"], "works with a TAP only"),
     (["serve", "--linux-abi=6.1", "--device", "socket=s,backend=null"], "--linux-abi and --device"),
     (["warm", "--lits"], "did you mean --list?"),
@@ -120,7 +142,7 @@ def test_a_wrong_command_line_ends_with_status_2_and_one_line_that_helps(words, 
         (["--log-level=info"], "a command is needed"),
         (["qemu", "-m", "1G"], "what is 'qemu' for?"),
         (["--linux-ab=6.1", "--", "true"], "did you mean --linux-abi?"),
-        (["--linux-abi=6.2", "--", "true"], "--linux-abi: invalid choice: '6.2'"),
+        (["--linux-abi=6.2", "--", "true"], "--linux-abi: '6.2' is not one of"),
         (["--log-file=/no/such/folder", "--", "true"], "--log-file: /no/such/folder: No such"),
     ],
     ids=lambda x: " ".join(x) if x else "nothing",
@@ -292,7 +314,7 @@ def test_coalescing_is_on_unless_it_is_switched_off():
     assert backend_kind(device.backend, device.coalesce) == "tap"
     [device] = devices_of(parsed("--device", "socket=s,backend=tap-fd:3,coalesce=off"))
     assert not device.coalesce
-    with pytest.raises(UsageError, match="coalesce=yes: must be on or off"):
+    with pytest.raises(UsageError, match="coalesce: 'yes' must be on or off"):
         devices_of(parsed("--device", "socket=s,backend=tap:t0,coalesce=yes"))
     with pytest.raises(UsageError, match="--coalesce and --device exclude each other"):
         devices_of(parsed("--device", "socket=s,backend=tap:t0", "--coalesce", "off"))
@@ -305,6 +327,31 @@ def test_the_version_of_linux_is_an_option_and_a_key():
     assert device.linux_abi == "6.12"
     [device] = devices_of(parsed("--device", "socket=s,backend=null,linux-abi=6.1"))
     assert device.linux_abi == "6.1"
+
+
+def test_every_option_of_a_device_is_a_field_of_it_with_the_same_default():
+    defaults = {f.name: f.default for f in dataclasses.fields(DeviceOptions)}
+    declared = {option.attribute: option.default for option in DEVICE_OPTIONS}
+    assert {*declared, "option"} == set(defaults)
+    for field, default in declared.items():
+        if field not in ("backend", "name"):  # needed; and numbered
+            assert default == defaults[field], field
+
+
+def test_a_device_is_called_as_it_is_told_or_by_its_number():
+    words = ["--device", "socket=s,backend=null", "--device", "socket=t,backend=null,name=vm2"]
+    assert [device.name for device in devices_of(parsed(*words))] == ["dev0", "vm2"]
+    with pytest.raises(UsageError, match="--device: name: two devices have the name dev1"):
+        devices_of(parsed("--device", "socket=s,backend=null,name=dev1", *words[:2]))
+
+
+def test_all_keys_of_a_device_are_in_the_help(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    out = "".join(capsys.readouterr().out.split())
+    for key, option in DEVICE_KEYS.items():
+        assert f"{key}={option.kind.metavar}" in out
+        assert option.option_string in out
 
 
 def test_a_value_may_have_an_equals_sign():
@@ -320,7 +367,8 @@ def test_the_socket_is_for_its_owner_unless_a_group_or_mode_is_given():
         (["--socket-group", str(os.getgid())], 0o660),
         (["--socket-mode", "666"], 0o666),
     ):
-        assert serve._daemon_options(parsed("--fd", "3", *NULL, *words)).socket_mode == mode
+        settings = values_of(parsed("--fd", "3", *NULL, *words), DAEMON_OPTIONS)
+        assert serve._daemon_options((), settings).socket_mode == mode
 
 
 def test_ready_is_written_once_and_the_descriptor_closed(monkeypatch, tmp_path):

@@ -1,0 +1,256 @@
+"""The options of the commands that serve: declared once.
+
+The command line, `--device KEY=VALUE`, the file of `--config`, the manual page and the diff of a
+reload are all made from these tables.  A new option is a new entry, and for a device a field of
+`DeviceOptions` of the same name.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from vhostnet.backends import BACKEND_SPECS
+from vhostnet.cli.logs import FORMATS, LEVELS
+from vhostnet.cli.option_kinds import (
+    Backend,
+    Choice,
+    Group,
+    Kind,
+    Mode,
+    Name,
+    Number,
+    SocketPath,
+    Switch,
+)
+from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
+
+# 254 rings: a ring's index has 8 bits, see vhost_user_session.
+MAX_QUEUE_PAIRS = 127
+# A second of spinning is more than any driver needs, and a typing error otherwise.
+MAX_BUSY_POLL_US = 1_000_000
+MAX_FD = 2**31 - 1
+
+WHERE = "where the front-end (QEMU) is"
+WHAT = "what it is connected to"
+HOW = "how the daemon behaves (it stays in the foreground)"
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option.
+
+    Attributes:
+        key: its name in --device and in the file; with "--" before it, on the command line.
+        kind: the values that it takes.
+        help: one sentence; what argparse makes of % holds.
+        group: the title under which --help lists it.
+        default: what holds when it is not given.
+        flag: on the command line, if it has another name there.
+        field: of `DeviceOptions`, if it has another name there.
+        in_file: whether it can be a key there; a number of a descriptor, for example, cannot.
+        in_device: whether it can be a key of --device.
+    """
+
+    key: str
+    kind: Kind
+    help: str
+    group: str
+    default: object = None
+    flag: str = ""
+    field: str = ""
+    in_file: bool = True
+    in_device: bool = True
+
+    @property
+    def option_string(self) -> str:
+        """ "--queue-pairs"."""
+        return self.flag or f"--{self.key}"
+
+    @property
+    def dest(self) -> str:
+        """Where argparse puts it: "queue_pairs"."""
+        return self.option_string[2:].replace("-", "_")
+
+    @property
+    def attribute(self) -> str:
+        """The field of `DeviceOptions`."""
+        return self.field or self.key.replace("-", "_")
+
+
+LINUX_ABI = Option(
+    "linux-abi",
+    Choice(tuple(LINUX_ABIS), "VERSION"),
+    "behave as the vhost_net of this Linux, for guests and tests that depend on it: one of "
+    f"{', '.join(LINUX_ABIS)} (default: {NEWEST}).  6.1 and 6.12 offer neither IN_ORDER nor "
+    "packed rings, and leave num_buffers alone without MRG_RXBUF; in 6.1 translations outlive "
+    "the feature (--iommu)",
+    WHAT,
+    default=NEWEST,
+)
+
+DEVICE_OPTIONS = (
+    Option(
+        "name",
+        Name(),
+        "what the device is called, in log lines for example (default: dev0)",
+        WHERE,
+        in_file=False,
+    ),
+    Option(
+        "socket",
+        SocketPath(),
+        "unix socket to listen on",
+        WHERE,
+        flag="--socket-path",
+        field="socket_path",
+    ),
+    Option(
+        "client",
+        Switch(),
+        "connect to the socket instead (QEMU: server=on), and again when it is lost",
+        WHERE,
+        default=False,
+        field="is_client",
+    ),
+    Option(
+        "fd",
+        Number(0, MAX_FD),
+        "inherited descriptor of a connected socket; its end is the daemon's end",
+        WHERE,
+        in_file=False,
+        in_device=False,
+    ),
+    Option("backend", Backend(), "one of " + ", ".join(BACKEND_SPECS.values()), WHAT),
+    Option(
+        "queue-pairs",
+        Number(1, MAX_QUEUE_PAIRS),
+        f"receive and transmit queues, 1 to {MAX_QUEUE_PAIRS} of each (default: 1)",
+        WHAT,
+        default=1,
+    ),
+    Option(
+        "fill-checksums",
+        Switch(),
+        "compute the checksums that the sender left to the card, for guests or networks that take "
+        "such packets for broken",
+        WHAT,
+        default=False,
+    ),
+    Option(
+        "coalesce",
+        Switch(),
+        "on a TAP, hand consecutive TCP segments of one flow to the host as one large packet, as "
+        "its own cards do when they receive (GRO); nothing waits for more to come (default: on)",
+        WHAT,
+        default=True,
+    ),
+    Option(
+        "busy-poll-us",
+        Number(0, MAX_BUSY_POLL_US),
+        "look at the rings for N microseconds before sleeping: fewer kicks, less delay, more "
+        "processor time (default: 0, off)",
+        WHAT,
+        default=0,
+    ),
+    Option(
+        "busy-poll-adaptive",
+        Switch(),
+        "look for as long as it has proved worth it lately, at most --busy-poll-us",
+        WHAT,
+        default=False,
+    ),
+    Option(
+        "iommu",
+        Switch(),
+        "let the guest's IOMMU (QEMU: iommu_platform=on) say what the card may reach",
+        WHAT,
+        default=False,
+    ),
+    LINUX_ABI,
+)
+
+SOCKET_OPTIONS = (
+    Option(
+        "socket-mode",
+        Mode(),
+        "permissions of the socket (default: 600, with --socket-group 660)",
+        WHERE,
+    ),
+    Option("socket-group", Group(), "group of the socket", WHERE),
+)
+
+ONE_OFF = Option(
+    "one-off", Switch(), "end when each device has served one front-end", HOW, default=False
+)
+
+
+def log_options(level: str = "info") -> tuple[Option, ...]:
+    """--log-level and --log-format; *level* is the default."""
+    return (
+        Option(
+            "log-level",
+            Choice(tuple(LEVELS), "LEVEL"),
+            f"how much is said: {', '.join(LEVELS)} (default: {level})",
+            HOW,
+            default=level,
+        ),
+        Option(
+            "log-format",
+            Choice(tuple(FORMATS), "FORMAT"),
+            f"the form of a line: {', '.join(FORMATS)} (default: text)",
+            HOW,
+            default="text",
+        ),
+    )
+
+
+def ready_option(when: str) -> Option:
+    """--ready-fd; *when* ends "when ..."."""
+    text = f'descriptor to write "READY=1" to, and close, when {when}'
+    return Option("ready-fd", Number(0, MAX_FD), text, HOW, in_file=False)
+
+
+#: What holds for the whole daemon of `vhostnet serve`.
+DAEMON_OPTIONS = (
+    *SOCKET_OPTIONS,
+    ONE_OFF,
+    ready_option("front-ends may connect"),
+    *log_options(),
+)
+
+#: What --device knows.
+DEVICE_KEYS = {option.key: option for option in DEVICE_OPTIONS if option.in_device}
+
+
+def add_options(
+    parser: argparse.ArgumentParser, options: Iterable[Option]
+) -> dict[str, argparse._ArgumentGroup]:
+    """Add options to a parser; one that is not given is None.  Returns the groups by title."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for option in options:
+        if option.group not in groups:
+            groups[option.group] = parser.add_argument_group(option.group)
+        if isinstance(option.kind, Switch) and not option.default:
+            groups[option.group].add_argument(
+                option.option_string, action="store_true", default=None, help=option.help
+            )
+        else:
+            groups[option.group].add_argument(
+                option.option_string,
+                metavar=option.kind.metavar,
+                type=option.kind.from_text,
+                help=option.help,
+            )
+    return groups
+
+
+def values_of(args: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
+    """What was given on the command line or, where nothing was, the defaults; by key."""
+    given = {option.key: getattr(args, option.dest) for option in options}
+    return {
+        option.key: option.default if given[option.key] is None else given[option.key]
+        for option in options
+    }
