@@ -8,9 +8,11 @@ a closed session.
 from __future__ import annotations
 
 import errno as _errno
+from collections.abc import Sequence
 
 EXIT_OK = 0
 EXIT_USAGE = 2
+EXIT_CONFIG = 3
 EXIT_HOST = 4
 EXIT_PEER = 5
 EXIT_BUG = 70
@@ -26,6 +28,20 @@ class UsageError(VhostnetError):
     """The operator asked for something that does not exist or does not fit together."""
 
     exit_status = EXIT_USAGE
+
+
+class ConfigError(VhostnetError):
+    """A configuration file is wrong.
+
+    Args:
+        problems: a line for each thing, naming the file and its line.
+    """
+
+    exit_status = EXIT_CONFIG
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
 
 
 class HostError(VhostnetError):

@@ -8,12 +8,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from types import FrameType
 
+from vhostnet.backends import backend_kind
 from vhostnet.errors import EXIT_OK
+from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
 
 logger = logging.getLogger("vhostnet")
+
+
+def kernels_of(devices: Iterable[DeviceOptions]) -> set[str]:
+    """The names of the kernels that devices need."""
+    from vhostnet.datapath import catalogue
+
+    wanted = {(backend_kind(device.backend, device.coalesce), device.iommu) for device in devices}
+    return {name for kind, iommu in wanted for name in catalogue.kernels_for(kind, iommu=iommu)}
 
 
 def warm(names: set[str], what_for: str) -> None:

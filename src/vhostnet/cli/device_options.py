@@ -12,7 +12,7 @@ from typing import Any
 
 from vhostnet.backends import BACKEND_SPECS, check_spec
 from vhostnet.cli.option_kinds import WrongValue
-from vhostnet.cli.options import DEVICE_KEYS, DEVICE_OPTIONS
+from vhostnet.cli.options import DEVICE_KEYS, DEVICE_OPTIONS, given_of
 from vhostnet.cli.parser import nearest
 from vhostnet.errors import UsageError
 from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
@@ -23,22 +23,24 @@ Conflict = tuple[str, str]
 
 def devices_of(args: argparse.Namespace) -> tuple[DeviceOptions, ...]:
     """The devices that the options describe, or UsageError."""
-    given = {
-        option.key: getattr(args, option.dest)
-        for option in DEVICE_OPTIONS
-        if getattr(args, option.dest) is not None
-    }
+    given = given_of(args, DEVICE_OPTIONS)
     if not args.device:
         return (_flat_device(given),)
-    for option in DEVICE_OPTIONS:
-        if option.key in given:
-            raise UsageError(
-                f"{option.option_string} and --device exclude each other; make it a key of --device"
-            )
+    refuse_beside("--device", given)
     devices = tuple(_parse_device(number, text) for number, text in enumerate(args.device))
     for _, key, text in conflicts_between(devices):
         raise UsageError(f"--device: {key}: {text}")
     return devices
+
+
+def refuse_beside(option: str, given: Mapping[str, object]) -> None:
+    """Raise UsageError if an option of a single device is given beside *option*."""
+    for entry in DEVICE_OPTIONS:
+        if entry.key in given:
+            raise UsageError(
+                f"{entry.option_string} and {option} exclude each other; make it a key of "
+                + ("--device" if option == "--device" else "a [device.NAME] in the file")
+            )
 
 
 def make_device(option: str, number: int, given: Mapping[str, object]) -> DeviceOptions:
@@ -114,7 +116,7 @@ def port_pairs(devices: Sequence[DeviceOptions]) -> list[tuple[int, int]]:
 
 def _flat_device(given: Mapping[str, object]) -> DeviceOptions:
     if "socket" not in given and "fd" not in given:
-        raise UsageError("one of --socket-path, --fd and --device is needed")
+        raise UsageError("one of --socket-path, --fd, --device and --config is needed")
     if "socket" in given and "fd" in given:
         raise UsageError("--socket-path and --fd exclude each other")
     if "client" in given and "fd" in given:

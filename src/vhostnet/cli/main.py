@@ -16,7 +16,7 @@ from itertools import pairwise
 
 from vhostnet import __version__
 from vhostnet.cli.parser import Parser, nearest
-from vhostnet.errors import EXIT_BUG, EXIT_OK, UsageError, VhostnetError
+from vhostnet.errors import EXIT_BUG, EXIT_OK, ConfigError, UsageError, VhostnetError
 
 COMMANDS = {
     "serve": "be the host half of virtio network cards, over vhost-user",
@@ -48,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _run(words)
+    except ConfigError as error:
+        for problem in error.problems:
+            _complain(problem)
+        return error.exit_status
     except VhostnetError as error:
         _complain(str(error))
         return error.exit_status

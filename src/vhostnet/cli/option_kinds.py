@@ -155,7 +155,8 @@ class Number:
 
     def from_toml(self, value: object) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise WrongValue(f"{shown(value)} is not {self._expected} (without quotes)")
+            hint = " (without quotes)" if isinstance(value, str) else ""
+            raise WrongValue(f"{shown(value)} is not {self._expected}{hint}")
         return self._within(value, str(value))
 
     def _within(self, number: int, as_written: str) -> int:
@@ -181,7 +182,8 @@ class Switch:
 
     def from_toml(self, value: object) -> bool:
         if not isinstance(value, bool):
-            raise WrongValue(f"{shown(value)} must be true or false (without quotes)")
+            hint = " (without quotes)" if isinstance(value, str) else ""
+            raise WrongValue(f"{shown(value)} must be true or false{hint}")
         return value
 
 

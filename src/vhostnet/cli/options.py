@@ -24,6 +24,7 @@ from vhostnet.cli.option_kinds import (
     Number,
     SocketPath,
     Switch,
+    Text,
 )
 from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
 
@@ -213,8 +214,17 @@ def ready_option(when: str) -> Option:
     return Option("ready-fd", Number(0, MAX_FD), text, HOW, in_file=False)
 
 
+CONFIG = Option(
+    "config",
+    Text("FILE", "/etc/vhostnet.toml"),
+    "read devices and options from this TOML file; what is said here too, here counts",
+    WHERE,
+    in_file=False,
+)
+
 #: What holds for the whole daemon of `vhostnet serve`.
 DAEMON_OPTIONS = (
+    CONFIG,
     *SOCKET_OPTIONS,
     ONE_OFF,
     ready_option("front-ends may connect"),
@@ -247,10 +257,12 @@ def add_options(
     return groups
 
 
+def given_of(args: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
+    """What was given on the command line, by key."""
+    given = {option.key: getattr(args, option.dest) for option in options}
+    return {key: value for key, value in given.items() if value is not None}
+
+
 def values_of(args: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:
     """What was given on the command line or, where nothing was, the defaults; by key."""
-    given = {option.key: getattr(args, option.dest) for option in options}
-    return {
-        option.key: option.default if given[option.key] is None else given[option.key]
-        for option in options
-    }
+    return {option.key: option.default for option in options} | given_of(args, options)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from vhostnet.backends import backend_kind
 from vhostnet.cli import logs
-from vhostnet.cli.daemon_setup import leaving_at_once, warm
-from vhostnet.cli.device_options import devices_of, port_pairs
+from vhostnet.cli.config_file import read_config
+from vhostnet.cli.daemon_setup import kernels_of, leaving_at_once, warm
+from vhostnet.cli.device_options import devices_of, port_pairs, refuse_beside
 from vhostnet.cli.options import (
     DAEMON_OPTIONS,
     DEVICE_KEYS,
@@ -22,9 +23,11 @@ from vhostnet.cli.options import (
     HOW,
     WHAT,
     add_options,
+    given_of,
     values_of,
 )
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
+from vhostnet.errors import ConfigError, UsageError
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.vhost_user_daemon import (
     DaemonOptions,
@@ -55,6 +58,7 @@ examples:
                  --socket-group kvm
   vhostnet serve --device socket=/run/a.sock,backend=tap:tap0,queue-pairs=2 \\
                  --device socket=/run/b.sock,backend=gen:size=64,client=on
+  vhostnet serve --config /etc/vhostnet.toml    # as many devices, with names
   vhostnet serve --device socket=/run/a.sock,backend=port:x \\
                  --device socket=/run/b.sock,backend=port:x
 
@@ -64,7 +68,8 @@ examples:
 
 exit status:
   0  ended by SIGTERM or SIGINT, or (--one-off, --fd) the front-end went away
-  2  the options make no sense   4  this host refused (TAP, socket, permission)
+  2  the options make no sense   3  the file of --config does not
+  4  this host refused (TAP, socket, permission)
   5  (--one-off, --fd) the front-end broke the protocol   70  a bug in vhostnet
 """
 
@@ -91,9 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the daemon; returns its exit status."""
-    settings = values_of(args, DAEMON_OPTIONS)
+    settings, wanted_devices = _understand(args)
     logs.set_up(settings["log-level"], settings["log-format"])
-    options = _daemon_options(devices_of(args), settings)
+    options = _daemon_options(wanted_devices, settings)
     joined = port_pairs(options.devices)
     check_ready_fd(settings["ready-fd"])
     check_sockets(options)
@@ -107,7 +112,8 @@ def main(args: argparse.Namespace) -> int:
             open_backend(device.backend, device.queue_pairs, device.fill_checksums, device.coalesce)
             for device in options.devices
         ]
-        _warm(options.devices)
+        kinds = {backend_kind(device.backend, device.coalesce) for device in options.devices}
+        warm(kernels_of(options.devices), ", ".join(sorted(kinds)))
         memory_alarm = lost_memory_raw.install()
         with contextlib.closing(Loop()) as loop:
             devices = [
@@ -134,6 +140,21 @@ def main(args: argparse.Namespace) -> int:
             )
 
 
+def _understand(args: argparse.Namespace) -> tuple[Mapping[str, Any], tuple[DeviceOptions, ...]]:
+    """What holds for the daemon, by key, and its devices; UsageError or ConfigError."""
+    if args.config is None:
+        return values_of(args, DAEMON_OPTIONS), devices_of(args)
+    if args.device:
+        raise UsageError("--device and --config exclude each other; make it a [device.NAME]")
+    refuse_beside("--config", given_of(args, DEVICE_OPTIONS))
+    config = read_config(args.config)
+    for device in config.devices:
+        if device.socket_path is None:
+            raise ConfigError([f"{device.option} socket is needed"])
+    defaults: dict[str, Any] = {option.key: option.default for option in DAEMON_OPTIONS}
+    return {**defaults, **config.settings, **given_of(args, DAEMON_OPTIONS)}, config.devices
+
+
 def _daemon_options(
     devices: tuple[DeviceOptions, ...], settings: Mapping[str, Any]
 ) -> DaemonOptions:
@@ -141,13 +162,3 @@ def _daemon_options(
     if mode is None:
         mode = SOCKET_MODE if gid is None else SOCKET_MODE_WITH_GROUP
     return DaemonOptions(devices, mode, gid, settings["one-off"])
-
-
-def _warm(devices: Sequence[DeviceOptions]) -> None:
-    """Load the machine code that the devices need, compiling what is not there yet."""
-    from vhostnet.datapath import catalogue
-
-    wanted = {(backend_kind(device.backend, device.coalesce), device.iommu) for device in devices}
-    kinds = sorted({kind for kind, _ in wanted})
-    names = {name for kind, iommu in wanted for name in catalogue.kernels_for(kind, iommu=iommu)}
-    warm(names, ", ".join(kinds))
