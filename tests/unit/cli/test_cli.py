@@ -43,7 +43,7 @@ WRONG = [
     (["chardev", "--group", "nobody-has-it"], "--group: no group is called 'nobody-has-it'"),
     (["chardev", "--linux-abi", "5"], "--linux-abi: '5' is not one of 6.1, 6.12, newest"),
     (["chardev", "--replace"], "there is no option --replace (did you mean --replace-node?)"),
-    (["serve"], "one of --socket-path, --fd and --device is needed"),
+    (["serve"], "one of --socket-path, --fd, --device and --config is needed"),
     (["serve", "--socket-path", "s"], "--backend is needed: one of tap:NAME"),
     (["serve", "--sockt-path=s"], "there is no option --sockt-path (did you mean --socket-path?)"),
     (["serve", "--socket", "s"], "there is no option --socket"),
