@@ -389,11 +389,11 @@ NOT_WHAT_IT_SAYS = {
 def test_a_frame_to_cut_that_is_not_what_its_header_says_is_refused(plain: Pair, case: str) -> None:
     bed, a, b = plain
     frame, header = NOT_WHAT_IT_SAYS[case]
-    before = bed.tx(0)["drop_refused"]
+    before = bed.tx(0)["drop_bad_header"]
     a.send(frame, header=header)
     bed.flush()
     assert received(b) == []
-    assert bed.tx(0)["drop_refused"] == before + 1
+    assert bed.tx(0)["drop_bad_header"] == before + 1
     assert b.ring_errors() == {}
 
 
@@ -408,8 +408,8 @@ def test_what_is_refused_is_cut_when_it_is_right(plain: Pair) -> None:
 
 def test_a_frame_longer_than_any_tap_has_is_refused(plain: Pair) -> None:
     bed, a, b = plain
-    before = bed.tx(0)["drop_refused"]
+    before = bed.tx(0)["drop_too_long"]
     a.send(bytes(73_728))
     bed.flush()
     assert received(b) == []
-    assert bed.tx(0)["drop_refused"] == before + 1
+    assert bed.tx(0)["drop_too_long"] == before + 1

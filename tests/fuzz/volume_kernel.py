@@ -225,6 +225,7 @@ def _chains_taken(vq: Record) -> int:
         int(vq["packets"])
         + int(vq["drop_short"])
         + int(vq["drop_malformed"])
+        + int(vq["drop_too_long"])
         + int(vq["drop_refused"])
         + int(vq["drop_too_small"])
     )

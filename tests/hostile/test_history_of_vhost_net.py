@@ -316,7 +316,7 @@ def test_tx_stuck_2020_a_packet_that_never_can_be_sent_is_dropped(stepped):
     pair.kick(TX)
     assert pair.sent() == [HDR + FRAME]
     assert pair.tx.collect() == [Used(0, 0), Used(1, 0)]
-    assert pair.counter(TX, "drop_refused") == 1
+    assert pair.counter(TX, "drop_too_long") == 1
 
 
 @pytest.mark.parametrize("features", [V1, V1 | EVENT_IDX])

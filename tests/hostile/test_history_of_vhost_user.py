@@ -260,7 +260,7 @@ def test_27740a5_a_chain_of_more_than_4_gib(stepped):
     pair.kick(TX)
     assert pair.sent() == []
     assert pair.tx.collect() == [Used(0, 0)]
-    assert pair.counter(TX, "drop_refused") == 1
+    assert pair.counter(TX, "drop_too_long") == 1
 
 
 # --- messages ---------------------------------------------------------------------------------
@@ -616,7 +616,7 @@ def test_17fefa1e4_a_frame_that_the_tap_refuses_does_not_end_the_worker(stepped)
     pair.tx.send(HDR + FRAME)
     pair.kick(TX)
     assert pair.sent() == [HDR + FRAME]
-    assert pair.counter(TX, "drop_refused") == 1
+    assert pair.counter(TX, "drop_too_long") == 1
 
 
 def test_passt_71a0d6c_num_buffers_is_1_without_mergeable_buffers(stepped):

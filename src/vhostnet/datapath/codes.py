@@ -44,6 +44,23 @@ RING_ERRORS: dict[int, str] = {
     RING_INDIRECT_NESTED: "an indirect table holds an indirect descriptor",
 }
 
+#: Short names of the rules, for counters; code RING_AVAIL_JUMP - k is rule k.
+RING_ERROR_RULES = (
+    "avail_jump",
+    "bad_head",
+    "bad_next",
+    "loop",
+    "unmapped",
+    "out_after_in",
+    "too_many_iovs",
+    "indirect_len",
+    "indirect_unmapped",
+    "indirect_too_big",
+    "indirect_overrun",
+    "indirect_nested",
+    "forbidden",
+)
+
 # Why the worker's kernel came back to Python.
 WORKER_STOPPED = 1  # the control eventfd asked for it
 WORKER_RX_ERROR = 2  # vring["last_error"] of the RX ring is new

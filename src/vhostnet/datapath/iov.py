@@ -6,6 +6,7 @@ from typing import Any
 
 from vhostnet.native._jit import helper
 from vhostnet.native.libc_raw import copy_bytes
+from vhostnet.native.ordering import load_u8
 
 
 @helper
@@ -32,6 +33,17 @@ def iov_from_buffer(iov: Any, at: int, n: int, src_hva: int, size: int) -> int:
         copy_bytes(int(iov[i]["iov_base"]), src_hva + done, piece)
         done += piece
     return done
+
+
+@helper
+def iov_byte(iov: Any, at: int, n: int, offset: int) -> int:
+    """The byte at *offset* of iov[at:at + n]; 0 beyond the end."""
+    for i in range(at, at + n):
+        size = int(iov[i]["iov_len"])
+        if offset < size:
+            return load_u8(int(iov[i]["iov_base"]) + offset)
+        offset -= size
+    return 0
 
 
 @helper

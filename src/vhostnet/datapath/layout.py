@@ -71,23 +71,44 @@ VHOST_ACCESS_RO = 1
 VHOST_ACCESS_WO = 2
 VHOST_ACCESS_RW = 3
 
+#: Packets that a backend refused for good, by the errno that it gave; see counting.py.
+DROPS_BY_ERRNO = {
+    "drop_full": "no room in a backend that never waits (loop; port: no buffers there)",
+    "drop_no_peer": "tx to a port: nobody is at the other end, or its ring is broken",
+    "drop_bad_header": "tx: a header that does not fit its frame, or a frame of less than 14 bytes",
+    "drop_too_long": "tx: longer than any frame can be, or than the receiver's buffer",
+    "drop_down": "tx: the interface is down",
+    "drop_gone": "tx: the backend was deleted",
+    "drop_refused": "tx: the backend refused the frame for another reason",
+}
+
 #: Counters that every ring has, and what they count; all w: worker.
 COUNTERS = {
     "packets": "packets moved to or from the backend",
     "bytes": "bytes of these packets, vnet header included",
+    "gso_packets": "those of them that are to be segmented later (TSO, USO)",
+    "chains": "descriptor chains handed back to the driver",
     "kicks": "wake-ups by the kick descriptor",
+    "kicks_avoided": "chains that were found without a kick of their own",
     "calls": "signals on the call descriptor",
     "calls_suppressed": "completions that the driver asked not to hear about",
+    "waits_no_buffers": "rx: times that a packet had to wait for the driver to post buffers",
+    "waits_backend_full": "tx: times that a packet had to wait for room in the backend",
     "drop_short": "tx: nothing behind the header",
     "drop_malformed": "a chain with parts of the wrong direction, handed back with length 0",
-    "drop_refused": "the backend refused the frame for good",
-    "drop_full": "the backend had no room and never waits (loop, port)",
-    "drop_no_peer": "tx to a port: nobody is at the other end, or its ring is broken",
-    "drop_disabled": "tx: the ring was disabled, the packet was discarded",
     "drop_too_small": "rx: the one buffer was too small, the packet was thrown away",
-    "ring_errors": "the ring was found broken",
-    "iotlb_misses": "an address was not in the IOTLB, the front-end was asked",
+    "drop_disabled": "tx: the ring was disabled, the packet was discarded",
+    **DROPS_BY_ERRNO,
+    "ring_errors": "times that the ring was found broken",
+    "iotlb_misses": "times that an address was not in the IOTLB, and the front-end was asked",
 }
+
+#: Histograms, see counting.py.  Packets moved in one run of a handler: 1, 2, 4, … 256;
+BATCH_SHIFT = 0
+BATCH_BUCKETS = 9
+#: nanoseconds from a kick's arrival to the first used entry that it brings: 1.024 µs, … 1.07 s.
+LATENCY_SHIFT = 10
+LATENCY_BUCKETS = 21
 
 #: What control sets on a ring of any format, while the worker is parked.
 _VRING_CONTROL = (
@@ -123,9 +144,15 @@ _VRING_CONTROL = (
     "kick_is_pipe",
     # there is no kick at all: look at the ring every POLL_MS
     "polled",
-    # addresses of private memory: a u64 of value 1, u8[16] for a torn descriptor
+    # addresses of private memory: a u64 of value 1, u8[16] for a torn descriptor, a struct timespec
     "one_hva",
     "desc_copy_hva",
+    "timespec_hva",
+    # what is counted beside COUNTERS: i8[len(codes.RING_ERROR_RULES)] by rule broken; the
+    # histograms of batch sizes and of latencies
+    "errors_hva",
+    "batch_hva",
+    "latency_hva",
 )
 
 #: What the worker keeps on a ring of any format.
@@ -150,6 +177,9 @@ _VRING_WORKER = (
     "miss_perm",
     # last ring error found (codes.RING_*), 0 = none since the ring started
     "last_error",
+    # a kick came since the last run, and when; 0: it has brought something, or nothing
+    "kicked",
+    "kick_ns",
 )
 
 _SPLIT = (
@@ -251,10 +281,11 @@ PACKED_VRING = _record(
 
 #: Counters of a worker, and what they count.
 WORKER_COUNTERS = {
-    "wakeups": "turns of the loop",
+    "polls": "looks at the epoll set without waiting",
+    "wakeups": "times that waiting in it ended",
     "runs": "handlers run",
     "spins": "times that busy polling began",
-    "spin_hits": "times that it found something",
+    "spin_hits": "times that busy polling found something",
 }
 
 #: One worker: its epoll set and its work list.
@@ -303,6 +334,18 @@ IO_SCRATCH_CONTROL = 80
 IO_SCRATCH_CONTROL_SIZE = 256
 TAP_HDR_SIZE = IO_SCRATCH + IO_SCRATCH_CONTROL + IO_SCRATCH_CONTROL_SIZE
 
+#: Counters that a queue of a backend may have, and what they count.
+BACKEND_COUNTERS = {
+    "thrown_away": "frames from the host that mean nothing: short of their header, with another "
+    "header than negotiated, too long, or robbed of their VLAN tag",
+    "read_errors": "reads that failed",
+    "write_errors": "writes that failed, but for want of room",
+    "merged_frames": "frames that were written for several TCP segments",
+    "merged_segments": "the segments in them",
+    "stashed_segments": "segments that were copied to wait for room",
+}
+_TAP_COUNTERS = ("thrown_away", "read_errors", "write_errors")
+
 _TAP = (
     "tap_fd",
     # IO_*; w: control, but for the worker's step from IO_NOWAIT to IO_POLLED
@@ -329,13 +372,11 @@ _TAP = (
     # room for a whole rare packet
     "hdr_hva",
     "bounce_hva",
+    # the errno of the last read and of the last write that failed; w: worker
+    "read_errno",
+    "write_errno",
+    *_TAP_COUNTERS,
 )
-#: Counters that a queue of a backend may have, and what they count.
-BACKEND_COUNTERS = {
-    "merged_frames": "frames that were written for several TCP segments",
-    "merged_segments": "the segments in them",
-}
-
 #: A queue of a TUN/TAP device, or whatever else one descriptor reads and writes frames of.
 TAP = _record(*_TAP)
 
@@ -413,10 +454,12 @@ COALESCING_TAP = _record(
     # what became of held segments, for the ring's counters
     "held_packets",
     "held_bytes",
-    "held_refused",
+    "held_drops",
+    *DROPS_BY_ERRNO,
     # --- BACKEND_COUNTERS
     "merged_frames",
     "merged_segments",
+    "stashed_segments",
 )
 
 #: Takes every packet into memory of its own, gives none.

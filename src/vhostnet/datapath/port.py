@@ -15,17 +15,19 @@ import errno
 from typing import Any
 
 from vhostnet.native._jit import helper, implements
-from vhostnet.native.ordering import atomic_swap_i64
+from vhostnet.native.ordering import atomic_swap_i64, load_u8
+from vhostnet.uapi.virtio import VNET_HDR_GSO_TYPE
 
 from .backend_ops import backend_ready
 from .codes import HANDLED, HANDLED_PEER_ERROR, RING_EMPTY
+from .counting import count_drop, end_run, publish
 from .layout import PORT, VHOST_NET_BATCH, WORK_TX_KICK
 from .port_frame import forward_frame
 from .vring_ops import add_used, disable_notify, get_vq_desc, publish_used, signal_used
 from .work import exceeds_weight, ring_error, ring_fault, work_queue
 
 Record = Any
-ENOSPC, ENOTCONN = errno.ENOSPC, errno.ENOTCONN
+ENOTCONN = errno.ENOTCONN
 
 
 @implements(backend_ready, PORT)
@@ -47,17 +49,15 @@ def _unlock(link: Record) -> None:
 
 
 @helper
-def _count(vq: Record, total: int, result: int) -> None:
+def _count(vq: Record, link: Record, total: int, result: int) -> None:
     """What became of a packet of *total* bytes, on the sender's ring."""
-    if result == 0:
-        vq["packets"] += 1
-        vq["bytes"] += total
-    elif result == -ENOSPC:
-        vq["drop_full"] += 1
-    elif result == -ENOTCONN:
-        vq["drop_no_peer"] += 1
-    else:
-        vq["drop_refused"] += 1
+    if result < 0:
+        count_drop(vq, result, 1)
+        return
+    vq["packets"] += 1
+    vq["bytes"] += total
+    if load_u8(int(link["port_hdr_hva"]) + VNET_HDR_GSO_TYPE) != 0:
+        vq["gso_packets"] += 1
 
 
 @helper
@@ -91,16 +91,19 @@ def handle_port(
         disable_notify(out)
     usable = connected  # a broken ring is not looked at again in this run
     hdr_len = int(vq["hdr_len"])
+    chains_before = int(vq["chains"])
+    out_chains_before = int(out["chains"])
+    out_packets_before = int(out["packets"])
     taken = 0
     taken_bytes = 0
     outcome = HANDLED
     while True:
         if int(vq["done_idx"]) >= VHOST_NET_BATCH:
-            publish_used(vq)
+            publish(vq)
             signal_used(vq)
         head, n_out, n_in, out_len, _in_len = get_vq_desc(vq, mem, src, 1)
         if head < 0:
-            publish_used(vq)
+            publish(vq)
             if head == RING_EMPTY:
                 vq["wants_kick"] = 1
             else:
@@ -122,19 +125,24 @@ def handle_port(
             result, n_frames = forward_frame(
                 vq, out, out_regions, link, src, n_out, out_len, dst, heads
             )
-            _count(vq, out_len, result)
+            _count(vq, link, out_len, result)
             usable = result != -ENOTCONN
         add_used(vq, head, 0, 1, int(vq["chain_descs"]))
+        vq["chains"] += 1
         taken += n_frames
         taken_bytes += out_len
         if exceeds_weight(taken, taken_bytes):
-            publish_used(vq)
+            publish(vq)
             signal_used(vq)
             work_queue(worker, WORK_TX_KICK)
             break
+    chains = int(vq["chains"]) - chains_before
+    end_run(vq, chains, chains)
     if connected:
         publish_used(out)
         signal_used(out)
+        chains = int(out["chains"]) - out_chains_before
+        end_run(out, int(out["packets"]) - out_packets_before, chains)
         if outcome == HANDLED and int(out["last_error"]) != error_before:
             outcome = HANDLED_PEER_ERROR
     _unlock(link)

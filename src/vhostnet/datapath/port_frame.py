@@ -46,7 +46,8 @@ from .vring_ops import publish_used, signal_used
 from .work import ring_error
 
 Record = Any
-EINVAL, EMSGSIZE, ENOSPC, ENOTCONN = errno.EINVAL, errno.EMSGSIZE, errno.ENOSPC, errno.ENOTCONN
+EFAULT, EINVAL, EMSGSIZE = errno.EFAULT, errno.EINVAL, errno.EMSGSIZE
+ENOSPC, ENOTCONN = errno.ENOSPC, errno.ENOTCONN
 #: Linux's tun takes no less either.
 ETH_HLEN = 14
 #: `read_header`: how a frame has to go.
@@ -77,7 +78,7 @@ def put_frame(
         dst, heads: scratch, as `get_rx_bufs` takes them.
 
     Returns:
-        0; -ENOSPC: no buffers; -EMSGSIZE: they are too small; -EINVAL: one cannot be written;
+        0; -ENOSPC: no buffers; -EMSGSIZE: they are too small; -EFAULT: one cannot be written;
         -ENOTCONN: the ring is broken.
     """
     hdr_hva = int(link["port_hdr_hva"]) + PORT_OUT_HDR
@@ -91,7 +92,7 @@ def put_frame(
             out["drop_too_small"] += 1
             return -EMSGSIZE
         if n_heads == MALFORMED:
-            return -EINVAL
+            return -EFAULT
         ring_error(out, n_heads)
         return -ENOTCONN
     if hdr_len > VNET_HDR_LEN:
@@ -104,6 +105,8 @@ def put_frame(
     complete(out, heads, n_heads, need)
     out["packets"] += 1
     out["bytes"] += need
+    if load_u8(hdr_hva + VNET_HDR_GSO_TYPE) != 0:
+        out["gso_packets"] += 1
     if int(out["done_idx"]) >= VHOST_NET_BATCH:
         publish_used(out)
         signal_used(out)

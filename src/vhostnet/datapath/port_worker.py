@@ -94,7 +94,6 @@ def port_worker(
         stop = poll_wait(worker, rx, tx, link, link, timeout_ms)
         if stop < 0:
             return stop
-        worker["wakeups"] += 1
         if tx["polled"]:
             work_queue(worker, WORK_TX_KICK)
         for _ in range(int(worker["n_work"])):

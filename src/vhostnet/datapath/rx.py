@@ -6,11 +6,12 @@ import errno
 from typing import Any
 
 from vhostnet.native._jit import helper
-from vhostnet.native.ordering import store_relaxed_u16
-from vhostnet.uapi.virtio import VNET_HDR_NUM_BUFFERS
+from vhostnet.native.ordering import load_u8, store_relaxed_u16
+from vhostnet.uapi.virtio import VNET_HDR_GSO_TYPE, VNET_HDR_NUM_BUFFERS
 
 from .backend_ops import backend_consume, backend_peek
 from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY, RING_TOO_MANY_IOVS
+from .counting import end_run, publish
 from .dirty_log_raw import log_data
 from .layout import UIO_MAXIOV, VHOST_NET_BATCH, WORK_RX_NET
 from .ring_access import deliver
@@ -19,7 +20,6 @@ from .vring_ops import (
     disable_notify,
     discard_vq_desc,
     get_vq_desc,
-    publish_used,
     signal_used,
 )
 from .work import exceeds_weight, ring_error, ring_fault, work_queue
@@ -36,6 +36,7 @@ def _hand_back(vq: Record, heads: Any, n: int) -> None:
     """Complete heads[:n] with length 0: nothing was written to them."""
     for k in range(n):
         add_used(vq, int(heads[k]["id"]), 0, 1, int(heads[k]["descs"]))
+    vq["chains"] += n
 
 
 @helper
@@ -104,6 +105,7 @@ def complete(vq: Record, heads: Any, n: int, total: int) -> None:
             n_descs += int(heads[k]["descs"])
             if k == n - 1:
                 add_used(vq, int(heads[k]["id"]), length, n, n_descs)
+    vq["chains"] += n
 
 
 @helper
@@ -122,6 +124,8 @@ def handle_rx(
     """
     disable_notify(vq)
     vq["wants_kick"] = 0
+    has_gso_type = int(vq["hdr_len"]) > VNET_HDR_GSO_TYPE
+    chains_before = int(vq["chains"])
     taken = 0
     taken_bytes = 0
     outcome = HANDLED
@@ -136,6 +140,7 @@ def handle_rx(
         n_heads, n_iov = get_rx_bufs(vq, mem, iov, heads, need)
         if n_heads == NO_BUFFERS:
             vq["wants_kick"] = 1
+            vq["waits_no_buffers"] += 1
             break
         if n_heads == TOO_SMALL:
             vq["drop_too_small"] += 1
@@ -148,6 +153,8 @@ def handle_rx(
         else:
             if vq["set_num_buffers"]:
                 store_relaxed_u16(packet_hva + VNET_HDR_NUM_BUFFERS, n_heads)
+            if has_gso_type and load_u8(packet_hva + VNET_HDR_GSO_TYPE) != 0:
+                vq["gso_packets"] += 1
             deliver(vq, iov, n_iov, packet_hva, need)
             if vq["log_all"]:
                 log_data(vq, regions, iov, n_iov, need)
@@ -156,13 +163,14 @@ def handle_rx(
             vq["packets"] += 1
             vq["bytes"] += need
         if int(vq["done_idx"]) > VHOST_NET_BATCH:
-            publish_used(vq)
+            publish(vq)
             signal_used(vq)
         taken += 1
         taken_bytes += need
         if exceeds_weight(taken, taken_bytes):
             work_queue(worker, WORK_RX_NET)
             break
-    publish_used(vq)
+    publish(vq)
     signal_used(vq)
+    end_run(vq, taken, int(vq["chains"]) - chains_before)
     return outcome

@@ -6,23 +6,25 @@ import errno
 from typing import Any
 
 from vhostnet.native._jit import helper
+from vhostnet.uapi.virtio import VNET_HDR_GSO_TYPE
 
 from .backend_ops import HELD, backend_batch, backend_flush, backend_send
 from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY
+from .counting import count_drop, end_run, publish
+from .iov import iov_byte
 from .layout import MAX_FRAME, WORK_TX_KICK, WORK_TX_NET
 from .vring_ops import (
     add_used,
     disable_notify,
     discard_vq_desc,
     get_vq_desc,
-    publish_used,
     signal_used,
 )
 from .work import exceeds_weight, ring_error, ring_fault, work_queue
 
 Record = Any
 EAGAIN, ENOMEM, ENOBUFS = errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS
-EBADFD, ENOSPC = errno.EBADFD, errno.ENOSPC
+EBADFD = errno.EBADFD
 
 
 @helper
@@ -60,6 +62,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
     disable_notify(vq)
     vq["wants_kick"] = 0
     hdr_len = int(vq["hdr_len"])
+    has_gso_type = hdr_len > VNET_HDR_GSO_TYPE
     taken = 0
     taken_bytes = 0
     outcome = _flush(worker, vq, bk)  # of an earlier run
@@ -68,7 +71,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
     while True:
         if int(vq["done_idx"]) >= backend_batch(bk):
             flushed = _flush(worker, vq, bk)
-            publish_used(vq)
+            publish(vq)
             signal_used(vq)
             if flushed < 0:
                 break
@@ -77,7 +80,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
         if head < 0:
             # Completions first: the driver may wait for them before it kicks again.
             outcome = max(outcome, _flush(worker, vq, bk))
-            publish_used(vq)
+            publish(vq)
             if head == RING_EMPTY:
                 vq["wants_kick"] = 1
             else:
@@ -93,26 +96,28 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
             if out_len == 0:  # a header without a frame is no fault of the ring, in Linux
                 ring_fault(vq)
         elif out_len > MAX_FRAME:
-            vq["drop_refused"] += 1
+            vq["drop_too_long"] += 1
         else:
+            is_gso = has_gso_type and iov_byte(iov, 1, n_out, VNET_HDR_GSO_TYPE) != 0
             result = backend_send(bk, iov, 1, n_out, hdr_len, out_len)
             if result == 0:
                 vq["packets"] += 1
                 vq["bytes"] += out_len
+                if is_gso:
+                    vq["gso_packets"] += 1
             elif result == HELD:
                 pass
             elif result == -EAGAIN or result == -ENOMEM or result == -ENOBUFS:
+                vq["waits_backend_full"] += 1
                 # Notifications stay off: the socket, not the driver, says when to go on.
                 discard_vq_desc(vq, 1, int(vq["chain_descs"]))
                 outcome = max(outcome, _flush(worker, vq, bk))
-                publish_used(vq)
+                publish(vq)
                 if result != -EAGAIN:
                     work_queue(worker, WORK_TX_NET)
                 break
-            elif result == -ENOSPC:
-                vq["drop_full"] += 1
             else:
-                vq["drop_refused"] += 1
+                count_drop(vq, result, 1)
                 if result == -EBADFD:
                     outcome = HANDLED_BACKEND_GONE
         add_used(vq, head, 0, 1, int(vq["chain_descs"]))
@@ -120,8 +125,10 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
         taken_bytes += out_len
         if exceeds_weight(taken, taken_bytes):
             outcome = max(outcome, _flush(worker, vq, bk))
-            publish_used(vq)
+            publish(vq)
             signal_used(vq)
             work_queue(worker, WORK_TX_KICK)
             break
+    vq["chains"] += taken
+    end_run(vq, taken, taken)
     return outcome

@@ -51,6 +51,7 @@ from .coalesce import (
     make_merged_headers,
     sequence_of,
 )
+from .counting import count_drop
 from .layout import (
     COALESCE_BATCH,
     COALESCE_BATCH_PER_FLOW,
@@ -220,7 +221,8 @@ def _account(bk: Record, result: int, packets: int, total: int) -> None:
         bk["held_packets"] += packets
         bk["held_bytes"] += total
     else:
-        bk["held_refused"] += packets
+        bk["held_drops"] += packets
+        count_drop(bk, result, packets)
 
 
 @helper
@@ -340,8 +342,9 @@ def _stash_flow(bk: Record, k: int, n: int, headers: int) -> None:
                 copy_bytes(at, load_i64_at(piece, 0), size)
                 at += size
             bk["stash_end"] += record
+            bk["stashed_segments"] += 1
         else:
-            bk["held_refused"] += 1
+            _account(bk, -ENOBUFS, 1, total)
         bk["n_held"] -= 1
         k = load_i64_at(_segment(bk, k), _SEGMENT_NEXT)
 
@@ -499,6 +502,22 @@ def _is_next(
     )
 
 
+@helper
+def _tell_drops(bk: Record, vq: Record) -> None:
+    """Let the ring have what was counted of held segments that were refused (counting.py)."""
+    vq["drop_bad_header"] += int(bk["drop_bad_header"])
+    vq["drop_too_long"] += int(bk["drop_too_long"])
+    vq["drop_down"] += int(bk["drop_down"])
+    vq["drop_gone"] += int(bk["drop_gone"])
+    vq["drop_refused"] += int(bk["drop_refused"])
+    bk["drop_bad_header"] = 0
+    bk["drop_too_long"] = 0
+    bk["drop_down"] = 0
+    bk["drop_gone"] = 0
+    bk["drop_refused"] = 0
+    bk["held_drops"] = 0
+
+
 @implements(backend_flush, COALESCING_TAP)
 def _flush(bk: Record, vq: Record) -> int:
     result = 0
@@ -511,10 +530,8 @@ def _flush(bk: Record, vq: Record) -> int:
     vq["bytes"] += int(bk["held_bytes"])
     bk["held_packets"] = 0
     bk["held_bytes"] = 0
-    refused = int(bk["held_refused"])
-    if refused > 0:
-        vq["drop_refused"] += refused
-        bk["held_refused"] = 0
+    if int(bk["held_drops"]) > 0:
+        _tell_drops(bk, vq)
         if bk["gone"] and result == 0:
             return -EBADFD
     return result

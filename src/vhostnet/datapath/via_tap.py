@@ -85,7 +85,9 @@ def send_frame(bk: Record, iov_hva: int, n_iov: int) -> int:
         return -ENOBUFS if is_writable(int(bk["tap_fd"]), scratch_hva) else -EAGAIN
     if result == -EBADFD or result == -EBADF:
         bk["gone"] = 1
-        return -EBADFD
+        result = -EBADFD
+    bk["write_errors"] += 1
+    bk["write_errno"] = -result
     return result
 
 
@@ -118,6 +120,12 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
     return send_from_iov(bk, iov, at, n, hdr_len, total)
 
 
+@helper
+def _note_read_error(bk: Record, result: int) -> None:
+    bk["read_errors"] += 1
+    bk["read_errno"] = -result
+
+
 @implements(backend_peek, TAP, COALESCING_TAP)
 def _peek(bk: Record) -> tuple[int, int]:
     hold_hva = int(bk["hold_hva"])
@@ -143,12 +151,16 @@ def _peek(bk: Record) -> tuple[int, int]:
         if got == -EBADFD or got == -EBADF:
             bk["readable"] = 0
             bk["gone"] = 1
+            _note_read_error(bk, got)
             return 0, -EBADFD
         if got < 0:  # EAGAIN, EINTR; anything else would be new, and an edge tells when to retry
             bk["readable"] = 0
+            if got != -EAGAIN and got != -EINTR:
+                _note_read_error(bk, got)
             break
         if got <= hdr_len or bk["hdr_mismatch"]:
             thrown_away += 1
+            bk["thrown_away"] += 1
             continue
         got += made
         if bk["fill_checksums"]:

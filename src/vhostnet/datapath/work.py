@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from vhostnet.native._jit import helper
+from vhostnet.native.ordering import load_i64_at, store_i64
 
-from .codes import HANDLED, HANDLED_MISS, HANDLED_RING_ERROR, RING_MISS
+from .codes import HANDLED, HANDLED_MISS, HANDLED_RING_ERROR, RING_AVAIL_JUMP, RING_MISS
 from .layout import VHOST_NET_PKT_WEIGHT, VHOST_NET_WEIGHT
 from .ring_access import forget_ring
 from .vring_ops import signal_eventfd
@@ -62,6 +63,8 @@ def ring_error(vq: Record, code: int) -> int:
         return HANDLED_MISS
     forget_ring(vq)
     vq["ring_errors"] += 1
+    rule_hva = int(vq["errors_hva"]) + 8 * (RING_AVAIL_JUMP - code)
+    store_i64(rule_hva, load_i64_at(rule_hva, 0) + 1)
     ring_fault(vq)
     if int(vq["last_error"]) == code:
         return HANDLED

@@ -59,6 +59,7 @@ from .codes import (
     WORKER_TX_ERROR,
     WORKER_TX_MISS,
 )
+from .counting import note_kick
 from .layout import (
     EPOLL_BATCH,
     EPOLL_EVENT_DATA,
@@ -83,8 +84,8 @@ EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP = 1, 4, 8, 16
 
 @helper
 def _kicked(worker: Record, vq: Record, item: int, events_hva: int) -> None:
-    """A kick arrived: count it, empty it if it is a pipe, queue the handler."""
-    vq["kicks"] += 1
+    """A kick arrived: note it, empty it if it is a pipe, queue the handler."""
+    note_kick(vq)
     if vq["kick_is_pipe"]:
         read(int(vq["kick_fd"]), events_hva, EPOLL_BATCH * EPOLL_EVENT_SIZE)
     work_queue(worker, item)
@@ -96,7 +97,11 @@ def poll_wait(
 ) -> int:
     """Wait for edges and queue their work; 1 if control wants us to stop, else 0 or -errno."""
     events_hva = int(worker["events_hva"])
+    if timeout_ms == 0:
+        worker["polls"] += 1
     n = epoll_wait(int(worker["epfd"]), events_hva, EPOLL_BATCH, timeout_ms)
+    if timeout_ms != 0:
+        worker["wakeups"] += 1
     if n < 0:
         return 0 if n == -EINTR else n
     stop = 0
@@ -279,7 +284,6 @@ def vhost_worker(
         stop = poll_wait(worker, rx, tx, rx_bk, tx_bk, timeout_ms)
         if stop < 0:
             return stop
-        worker["wakeups"] += 1
         if rx["polled"] or tx["polled"]:
             work_queue(worker, WORK_RX_KICK)
             work_queue(worker, WORK_TX_KICK)

@@ -24,9 +24,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vhostnet.datapath.codes import RING_ERROR_RULES
 from vhostnet.datapath.layout import (
+    BATCH_BUCKETS,
+    BATCH_SHIFT,
     COUNTERS,
     IOVEC,
+    LATENCY_BUCKETS,
+    LATENCY_SHIFT,
     PIECE,
     STAGE_IOVECS,
     STAGE_PIECES,
@@ -110,6 +115,37 @@ class _Stage:
         return int(self.shadows[field].ctypes.data)
 
 
+@dataclass(frozen=True, slots=True)
+class HistogramReading:
+    """What a histogram has at a moment.
+
+    Attributes:
+        counts: (bound, values up to it and above the bound before); the last bound is None: all
+            that was larger.
+        total: the sum of all values.
+    """
+
+    counts: tuple[tuple[int | None, int], ...]
+    total: int
+
+
+class Histogram:
+    """Memory for one histogram of datapath/counting.py."""
+
+    def __init__(self, shift: int, n_buckets: int) -> None:
+        self._bounds = (*(1 << (shift + k) for k in range(n_buckets)), None)
+        self._words = np.zeros(2 + n_buckets, np.int64)
+
+    @property
+    def hva(self) -> int:
+        return int(self._words.ctypes.data)
+
+    def read(self) -> HistogramReading:
+        """From any thread, at any time."""
+        total, *counts = self._words.tolist()
+        return HistogramReading(tuple(zip(self._bounds, counts, strict=True)), total)
+
+
 class Vring:
     """A virtqueue of one instance; `index` is 0 for RX (to the guest), 1 for TX."""
 
@@ -120,6 +156,10 @@ class Vring:
         self._at_reset: dict[str, int] = {}
         self._one = np.ones(1, np.uint64)
         self._desc_copy = np.zeros(VRING_DESC_SIZE, np.uint8)
+        self._timespec = np.zeros(2, np.int64)
+        self._errors = np.zeros(len(RING_ERROR_RULES), np.int64)
+        self._batches = Histogram(BATCH_SHIFT, BATCH_BUCKETS)
+        self._latencies = Histogram(LATENCY_SHIFT, LATENCY_BUCKETS)
         self.addresses: VringAddresses | None = None
         self._stage: _Stage | None = None
         self.reset()
@@ -155,6 +195,10 @@ class Vring:
         vq["kick_fd"] = vq["call_fd"] = vq["err_fd"] = vq["log_fd"] = -1
         vq["one_hva"] = self._one.ctypes.data
         vq["desc_copy_hva"] = self._desc_copy.ctypes.data
+        vq["timespec_hva"] = self._timespec.ctypes.data
+        vq["errors_hva"] = self._errors.ctypes.data
+        vq["batch_hva"] = self._batches.hva
+        vq["latency_hva"] = self._latencies.hva
         self.addresses = None
 
     def set_features(self, features: int, *, num_buffers_for_version_1: bool = True) -> None:
@@ -331,6 +375,18 @@ class Vring:
         fd = int(self.vq[name])
         self.vq[name] = -1
         return fd
+
+    def errors(self) -> dict[str, int]:
+        """How often each rule of the ring was broken, since the ring was made."""
+        return dict(zip(RING_ERROR_RULES, self._errors.tolist(), strict=True))
+
+    def batch_sizes(self) -> HistogramReading:
+        """Packets moved in one run of a handler."""
+        return self._batches.read()
+
+    def latencies(self) -> HistogramReading:
+        """Nanoseconds from a kick's arrival to the first used entry that it brings."""
+        return self._latencies.read()
 
     def counters(self) -> dict[str, int]:
         """What was counted since the last `reset`, by name."""

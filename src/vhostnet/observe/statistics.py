@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from vhostnet.backends.backend import Backend, BackendQueue
 from vhostnet.device.vhost_net import VhostNet
-from vhostnet.device.vring import Vring
+from vhostnet.device.vring import HistogramReading, Vring
 
 
 class Observed(Protocol):
@@ -43,8 +43,16 @@ def device_statistics(device: Observed) -> dict[str, Any]:
              "worker": {name: count},              # Worker.counters; {} before the first owner
              "backend": {name: count}}             # layout.BACKEND_COUNTERS that it has
 
-        and a ring `{"active": bool, "size": entries, "counters": {name: count}}` with the names of
-        `layout.COUNTERS`, where each is described.
+        a ring
+
+            {"active": bool, "size": entries,
+             "counters": {name: count},            # layout.COUNTERS, where each is described
+             "errors": {rule: count},              # codes.RING_ERROR_RULES
+             "batch_packets": histogram,           # packets moved in one run of a handler
+             "kick_to_used_ns": histogram}         # from a kick to the first used entry after it
+
+        and a histogram `{"counts": [[bound, n], …], "total": sum of the values}`: n values up to
+        the bound and above the bound before; the last bound is None.
     """
     backend = device.backend
     return {
@@ -68,4 +76,15 @@ def _pair(net: VhostNet, queue: BackendQueue | None) -> dict[str, Any]:
 
 
 def _ring(ring: Vring) -> dict[str, Any]:
-    return {"active": ring.active, "size": ring.num, "counters": ring.totals()}
+    return {
+        "active": ring.active,
+        "size": ring.num,
+        "counters": ring.totals(),
+        "errors": ring.errors(),
+        "batch_packets": _histogram(ring.batch_sizes()),
+        "kick_to_used_ns": _histogram(ring.latencies()),
+    }
+
+
+def _histogram(reading: HistogramReading) -> dict[str, Any]:
+    return {"counts": [list(pair) for pair in reading.counts], "total": reading.total}

@@ -168,7 +168,7 @@ def test_a_frame_beyond_the_mtu_is_dropped_and_completed(net, link):
             pair.send(frame(1), frame(2, 2000), frame(3))
             assert [link.recv(3000), link.recv(3000)] == [frame(1), frame(3)]
             assert pair.tx.used_idx() == 3
-            assert pair.counter(TX, "drop_refused") == 1
+            assert pair.counter(TX, "drop_too_long") == 1
 
 
 def test_frames_for_an_interface_that_is_down_are_dropped_and_completed(net, link):
@@ -178,7 +178,7 @@ def test_frames_for_an_interface_that_is_down_are_dropped_and_completed(net, lin
             ip(net, "link set v0 down")
             pair.send(frame(1), frame(2))
             assert pair.tx.used_idx() == 2
-            assert pair.counter(TX, "drop_refused") == 2
+            assert pair.counter(TX, "drop_down") == 2
             ip(net, "link set v0 up")
             buffers = pair.post(1)
 
@@ -391,4 +391,4 @@ def test_a_macvtap_sends_and_receives_and_never_waits(link, macvtap):
         assert got == [frame(2), frame(3, 64, tag=b"\x81\0\0\x05")]
         pair.send(b"too short")
         assert pair.tx.used_idx() == 3
-        assert pair.counter(TX, "drop_refused") == 1
+        assert pair.counter(TX, "drop_bad_header") == 1

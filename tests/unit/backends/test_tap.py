@@ -198,7 +198,7 @@ def test_a_tap_that_is_deleted_is_reported_and_packets_are_dropped(namespace, ca
         os.eventfd_write(kicks[1], 1)
         net.flush()
     assert len(rings[1].collect()) == 3
-    assert net.tx.counters()["drop_refused"] == 3
+    assert net.tx.counters()["drop_gone"] == 3
     assert caplog.text.count("the TAP was deleted") == 1
     net.reset_owner()
     table.release()

@@ -107,7 +107,7 @@ def test_a_chain_that_no_backend_takes_is_refused_unread(remote, batched) -> Non
     pair.tx.send(HDR + b"after it")
     pair.kick(TX)
     assert pair.sent() == [HDR + b"after it"]
-    assert pair.counter(TX, "drop_refused") == 1
+    assert pair.counter(TX, "drop_too_long") == 1
     assert len(pair.tx.collect()) == 2
 
 
