@@ -208,6 +208,15 @@ def log_options(level: str = "info") -> tuple[Option, ...]:
     )
 
 
+CONTROL = Option(
+    "control",
+    SocketPath(),
+    "unix socket at which the daemon can be asked and changed while it runs, by `vhostnet ctl` or "
+    "in QMP, by QEMU's clients (mode 600)",
+    HOW,
+)
+
+
 def ready_option(when: str) -> Option:
     """--ready-fd; *when* ends "when ..."."""
     text = f'descriptor to write "READY=1" to, and close, when {when}'
@@ -228,6 +237,7 @@ DAEMON_OPTIONS = (
     *SOCKET_OPTIONS,
     ONE_OFF,
     ready_option("front-ends may connect"),
+    CONTROL,
     *log_options(),
 )
 

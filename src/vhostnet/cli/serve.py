@@ -14,6 +14,7 @@ from typing import Any
 from vhostnet.backends import backend_kind
 from vhostnet.cli import logs
 from vhostnet.cli.config_file import read_config
+from vhostnet.cli.control_socket import check_control, control_socket
 from vhostnet.cli.daemon_setup import kernels_of, leaving_at_once, warm
 from vhostnet.cli.device_options import devices_of, port_pairs, refuse_beside
 from vhostnet.cli.options import (
@@ -27,6 +28,7 @@ from vhostnet.cli.options import (
     values_of,
 )
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
+from vhostnet.cli.served_devices import ServeDaemon, make_device, open_backend_of
 from vhostnet.errors import ConfigError, UsageError
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.vhost_user_daemon import (
@@ -102,31 +104,18 @@ def main(args: argparse.Namespace) -> int:
     joined = port_pairs(options.devices)
     check_ready_fd(settings["ready-fd"])
     check_sockets(options)
+    check_control(settings["control"])
     with leaving_at_once():
-        from vhostnet.backends import open_backend
-        from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
         from vhostnet.native import lost_memory_raw
 
         # Backends before the compiler: a TAP that may not be opened is told within a second.
-        backends = [
-            open_backend(device.backend, device.queue_pairs, device.fill_checksums, device.coalesce)
-            for device in options.devices
-        ]
+        backends = [open_backend_of(device) for device in options.devices]
         kinds = {backend_kind(device.backend, device.coalesce) for device in options.devices}
         warm(kernels_of(options.devices), ", ".join(sorted(kinds)))
         memory_alarm = lost_memory_raw.install()
         with contextlib.closing(Loop()) as loop:
             devices = [
-                VhostUserDevice(
-                    backend,
-                    queue_pairs=wanted.queue_pairs,
-                    name=wanted.name,
-                    call_later=loop.call_later,
-                    busy_poll_us=wanted.busy_poll_us,
-                    busy_poll_adaptive=wanted.busy_poll_adaptive,
-                    iommu=wanted.iommu,
-                    linux_abi=wanted.linux_abi,
-                )
+                make_device(loop, wanted, backend)
                 for backend, wanted in zip(backends, options.devices, strict=True)
             ]
             for first, second in joined:
@@ -137,6 +126,9 @@ def main(args: argparse.Namespace) -> int:
                 devices,
                 lambda: tell_ready(settings["ready-fd"]),
                 memory_alarm=memory_alarm,
+                serving=lambda cards: control_socket(
+                    loop, settings["control"], lambda: ServeDaemon(loop, cards)
+                ),
             )
 
 

@@ -24,6 +24,7 @@ from typing import Protocol
 
 from vhostnet.backends.client_file import ClientFile, client_file
 from vhostnet.errors import PeerError
+from vhostnet.events import tell
 from vhostnet.uapi.vhost import (
     MSG,
     VHOST_BACKEND_F_IOTLB_MSG_V2,
@@ -239,6 +240,7 @@ class KernelVerbs:
             memory.release()
             raise
         self._memory, self.owner_pid = memory, pid
+        tell("DEVICE_CONNECTED", device=self.net.card, pid=pid)
         self.net.user_space = memory.space()
 
     def reset_owner(self) -> None:
@@ -259,6 +261,7 @@ class KernelVerbs:
         if self._memory is not None:
             self._memory.release()
             self._memory, self.owner_pid = None, 0
+            tell("DEVICE_DISCONNECTED", device=self.net.card, reason="it has no owner any more")
         for ring in self.net.vqs:
             ring.vq["hdr_len"] = 0
         self._held = ("", b"")

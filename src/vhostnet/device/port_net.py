@@ -17,13 +17,12 @@ that does; only then a ring has several workers, which take turns by a lock.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from vhostnet.datapath.codes import RING_ERRORS, WORKER_RX_ERROR
+from vhostnet.datapath.codes import WORKER_RX_ERROR
 from vhostnet.datapath.layout import IOVEC, UIO_MAXIOV
 from vhostnet.datapath.port_worker import port_worker
 from vhostnet.uapi.virtio import (
@@ -42,8 +41,6 @@ from vhostnet.uapi.virtio import (
 from .vhost_net import VhostNet
 from .vring import VHOST_NET_VQ_TX
 
-log = logging.getLogger("vhostnet.device")
-
 #: What a receiver has to have acked to be given a packet of this GSO type uncut.  The type of UDP
 #: does not say which IP it is, so it takes both.
 _GSO_FEATURES = (
@@ -57,13 +54,11 @@ class PortNet(VhostNet):
     """One queue pair of a card that is joined to another card.
 
     Attributes:
-        pair: its number within its card.
         peers: all pairs of the other card; none until `join`.
     """
 
     def __init__(self, name: str, linux_abi: str = "newest") -> None:
         super().__init__(name, linux_abi)
-        self.pair = 0
         self.peers: Sequence[PortNet] = ()
         self._out_iov = np.zeros(2 * UIO_MAXIOV + 1, IOVEC)
         self._rx_lock = np.zeros(1, np.int64)
@@ -143,13 +138,7 @@ class PortNet(VhostNet):
             super()._on_event(code)
             return
         target = self._target()
-        error = int(target.rx.vq["last_error"])
-        log.warning(
-            "%s: rx ring is broken at avail index %d: %s; what is sent to it is dropped",
-            target.name,
-            target.rx.get_base(),
-            RING_ERRORS.get(error, str(error)),
-        )
+        target._on_ring_error(target.rx, "what is sent to it is dropped")
 
 
 def join_ports(ours: Sequence[PortNet], theirs: Sequence[PortNet]) -> None:

@@ -21,6 +21,7 @@ import logging
 import os
 import select
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -50,6 +51,7 @@ from vhostnet.datapath.vring_ops import signal_used
 from vhostnet.datapath.work import work_queue
 from vhostnet.datapath.worker_loop import vhost_worker
 from vhostnet.errors import PeerError
+from vhostnet.events import tell
 from vhostnet.uapi.virtio import (
     VHOST_F_LOG_ALL,
     VIRTIO_F_ACCESS_PLATFORM,
@@ -79,12 +81,14 @@ class VhostNet:
         linux_abi: the version of Linux to behave as (see linux_abi.py).
 
     Attributes:
+        card, pair: the device that it is a pair of, for events; of itself alone at first.
         user_space: where the owner's addresses are, if not all of them are in the memory table:
             a character device's rings and I/O translations may lie anywhere in its process.
     """
 
     def __init__(self, name: str, linux_abi: str = "newest") -> None:
         self.name = name
+        self.card, self.pair = name, 0
         self.abi = abi_of(linux_abi)
         self.user_space: MemoryTable | None = None
         self.rx = Vring(VHOST_NET_VQ_RX)
@@ -448,6 +452,7 @@ class VhostNet:
                 self._backends[index] = None
                 if self.worker is not None and old.poll_fd >= 0 and old not in self._backends:
                     self.worker.unwatch(old.poll_fd)
+                self._tell("VRING_STOPPED", ring, base=ring.get_base())
             return
         if self.worker is None:
             raise PeerError(f"{self.name}: has no owner", errno.EPERM)
@@ -476,6 +481,8 @@ class VhostNet:
             # A backend that is polled says itself, at once, that it can be read or written.
             if queue.poll_fd < 0 or (index == VHOST_NET_VQ_RX and queue.holds_packet()):
                 work_queue(self.worker.record[0], _NET_WORK[index])
+            if old is not queue:
+                self._tell("VRING_STARTED", ring, num=ring.num, base=ring.get_base())
 
     def set_discard(self, index: int, discard: bool) -> None:
         """A ring that must move but may not send: its packets are taken and thrown away."""
@@ -513,15 +520,9 @@ class VhostNet:
     def _on_event(self, code: int) -> None:
         """Say what the kernel came back for; in the worker's thread."""
         if code in (WORKER_RX_ERROR, WORKER_TX_ERROR):
-            ring = self.rx if code == WORKER_RX_ERROR else self.tx
-            error = int(ring.vq["last_error"])
-            log.warning(
-                "%s: %s ring is broken at avail index %d: %s; it is looked at again at the "
-                "next kick",
-                self.name,
-                _DIRECTION[ring.index],
-                ring.get_base(),
-                RING_ERRORS.get(error, str(error)),
+            self._on_ring_error(
+                self.rx if code == WORKER_RX_ERROR else self.tx,
+                "it is looked at again at the next kick",
             )
         elif code in (WORKER_RX_MISS, WORKER_TX_MISS):
             ring = self.rx if code == WORKER_RX_MISS else self.tx
@@ -532,6 +533,24 @@ class VhostNet:
                 log.error("%s: the TAP was deleted; packets are dropped", self.name)
         else:
             log.error("%s: epoll_wait: %s", self.name, os.strerror(-code))
+
+    def _on_ring_error(self, ring: Vring, consequence: str) -> None:
+        """Say that a ring of this instance was found broken, and what comes of it."""
+        error = int(ring.vq["last_error"])
+        reason = RING_ERRORS.get(error, str(error))
+        log.warning(
+            "%s: %s ring is broken at avail index %d: %s; %s",
+            self.name,
+            _DIRECTION[ring.index],
+            ring.get_base(),
+            reason,
+            consequence,
+        )
+        self._tell("VRING_ERROR", ring, error=error, reason=reason)
+
+    def _tell(self, event: str, ring: Vring, **data: Any) -> None:
+        queue = f"{_DIRECTION[ring.index]}{self.pair}"
+        tell(event, device=self.card, vring=2 * self.pair + ring.index, queue=queue, **data)
 
     @property
     def backend_queue(self) -> BackendQueue | None:

@@ -93,6 +93,16 @@ class Worker:
         self._register(self._control, select.EPOLLIN, EVENT_CONTROL)
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
+    @property
+    def tid(self) -> int:
+        """The thread's id, 0 before `start`."""
+        return self._thread.native_id or 0
+
+    @property
+    def is_parked(self) -> bool:
+        """Whether it waits for control, or for control to change something."""
+        return self._parked
+
     def start(self) -> None:
         """Create the thread."""
         if threading.current_thread() is threading.main_thread():

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from vhostnet.errors import EXIT_BUG, EXIT_OK, HostError, PeerError
+from vhostnet.events import tell
 from vhostnet.frontdoors.event_loop import READABLE, WRITABLE, Loop
 from vhostnet.frontdoors.listening_socket import peer_pid
 from vhostnet.frontdoors.peer_log import PeerLog
@@ -100,6 +101,7 @@ class Connection:
     def start(self) -> None:
         """Open the device's session and begin to listen to the peer."""
         self._log.info(f"front-end {self} connected")
+        tell("DEVICE_CONNECTED", device=self._log.name, pid=self.pid)
 
         def start() -> None:
             self._device.open_session(self.pid)
@@ -121,7 +123,7 @@ class Connection:
         """End the session from our side."""
         if self.is_open:
             self._log.info(f"closed the session: {reason}")
-            self._end(EXIT_OK)
+            self._end(EXIT_OK, reason)
 
     def __str__(self) -> str:
         return "of unknown pid" if self.pid is None else f"pid {self.pid}"
@@ -134,15 +136,15 @@ class Connection:
             step()
         except Disconnected as how:
             self._log.info(f"front-end {self} disconnected{how}")
-            self._end(EXIT_OK)
+            self._end(EXIT_OK, f"the front-end disconnected{how}")
         except (PeerError, HostError) as error:
             self._log.warning(f"closed the session: {error}")
-            self._end(error.exit_status)
+            self._end(error.exit_status, str(error))
         except Exception as error:
             self._log.bug(f"closed the session: bug in this program: {error!r}")
-            self._end(EXIT_BUG)
+            self._end(EXIT_BUG, f"bug in this program: {error!r}")
 
-    def _end(self, exit_status: int) -> None:
+    def _end(self, exit_status: int, reason: str) -> None:
         self.is_open = False
         self._loop.unwatch(self._socket.fileno())
         try:
@@ -152,6 +154,7 @@ class Connection:
             exit_status = EXIT_BUG
         close_fds(self._codec.drain_fds())
         self._socket.close()
+        tell("DEVICE_DISCONNECTED", device=self._log.name, reason=reason)
         self._on_end(exit_status)
 
     # --- Socket --------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ class PeerLog:
         call_later: Callable[[float, Callable[[], None]], object],
     ) -> None:
         self._logger = logger
-        self._name = name
+        self.name = name
         self._call_later = call_later
         self._lines = 0
         self._last: tuple[int, str] | None = None
@@ -53,7 +53,7 @@ class PeerLog:
             level, text = self._last
             n_more = self._lines - BURST - 1
             more = f" ({n_more} more like this)" if n_more else ""
-            self._logger.log(level, "%s: %s%s", self._name, text, more)
+            self._logger.log(level, "%s: %s%s", self.name, text, more)
         self._lines = 0
         self._last = None
 
@@ -64,4 +64,4 @@ class PeerLog:
         if self._lines > BURST:
             self._last = (level, text)
         else:
-            self._logger.log(level, "%s: %s", self._name, text, exc_info=has_traceback)
+            self._logger.log(level, "%s: %s", self.name, text, exc_info=has_traceback)

@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 from vhostnet.errors import EXIT_OK, HostError, UsageError
 from vhostnet.frontdoors.connection import SessionDevice
@@ -74,8 +75,7 @@ class DaemonOptions:
 def check_sockets(options: DaemonOptions) -> None:
     """Fail early: raise what `serve` would raise about socket paths and descriptors."""
     for device in options.devices:
-        with _naming_option(device):
-            _check_socket(device)
+        check_socket(device)
 
 
 def serve(
@@ -85,6 +85,7 @@ def serve(
     on_ready: Callable[[], None],
     *,
     memory_alarm: int | None = None,
+    serving: Callable[[ServedCards], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> int:
     """Serve until a signal comes or, with `is_one_off` or an inherited socket, all are done.
 
@@ -92,48 +93,105 @@ def serve(
         devices: one for each of `options.devices`; owned from now on.
         on_ready: called when all sockets listen.
         memory_alarm: an eventfd that tells when a front-end's memory has gone away.
+        serving: entered before any door opens, left when all are closed: the control socket.
 
     Returns:
         The exit status: 0, or that of the worst session if the sessions decide when to end.
     """
-    unfinished = 0
-    worst = EXIT_OK
-
-    def finished(exit_status: int) -> None:
-        nonlocal unfinished, worst
-        unfinished -= 1
-        worst = max(worst, exit_status)
-        if not unfinished:
-            loop.stop()
-
-    servers: list[DeviceServer] = []
+    cards = ServedCards(loop, options)
     for device, wanted in zip(devices, options.devices, strict=True):
-        is_one_off = options.is_one_off or wanted.fd is not None
-        unfinished += is_one_off
-        servers.append(
-            DeviceServer(loop, device, wanted.name, is_one_off=is_one_off, on_finished=finished)
-        )
-    try:
+        cards.add(ServedCard(device, wanted))
+    with contextlib.ExitStack() as undo:
+        undo.callback(cards.close)
+        undo.enter_context(serving(cards))
+        undo.callback(cards.close)  # while those who listen are told of it
         if memory_alarm is not None:
-            _watch_memory(loop, memory_alarm, servers)
+            _watch_memory(loop, memory_alarm, cards)
         loop.on_signals((signal.SIGTERM, signal.SIGINT), loop.stop)
-        for server, wanted in zip(servers, options.devices, strict=True):
-            with _naming_option(wanted):
-                _open_door(server, wanted, options)
+        for card in cards:
+            cards.open_door(card)
         on_ready()
         loop.run()
-    finally:
-        for server in servers:
-            server.close()
-    return worst
+    return cards.worst
 
 
-def _watch_memory(loop: Loop, alarm: int, servers: Sequence[DeviceServer]) -> None:
+@dataclass(slots=True)
+class ServedCard:
+    """A device, and how it is served."""
+
+    device: SessionDevice
+    wanted: DeviceOptions
+    server: DeviceServer = field(init=False)
+
+    @property
+    def name(self) -> str:
+        """As in log lines."""
+        return self.wanted.name
+
+
+class ServedCards:
+    """All devices of the daemon; they may come and go while it runs.
+
+    Attributes:
+        worst: the exit status of the worst session of those that decide when to end.
+    """
+
+    def __init__(self, loop: Loop, options: DaemonOptions) -> None:
+        self._loop = loop
+        self._options = options
+        self._cards: dict[str, ServedCard] = {}
+        self._unfinished: set[str] = set()
+        self.worst = EXIT_OK
+
+    def __iter__(self) -> Iterator[ServedCard]:
+        return iter(tuple(self._cards.values()))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._cards
+
+    def add(self, card: ServedCard) -> None:
+        """Take a device; nobody can connect to it yet."""
+        is_one_off = self._options.is_one_off or card.wanted.fd is not None
+        card.server = DeviceServer(
+            self._loop,
+            card.device,
+            card.name,
+            is_one_off=is_one_off,
+            on_finished=lambda exit_status: self._finished(card.name, exit_status),
+        )
+        if is_one_off:
+            self._unfinished.add(card.name)
+        self._cards[card.name] = card
+
+    def open_door(self, card: ServedCard) -> None:
+        """Let front-ends in; HostError or UsageError, naming the option."""
+        with _naming_option(card.wanted):
+            _open_door(card.server, card.wanted, self._options)
+
+    def remove(self, name: str) -> None:
+        """End its session and close it.  The daemon does not end for want of devices."""
+        self._unfinished.discard(name)
+        self._cards.pop(name).server.close()
+
+    def close(self) -> None:
+        """End and close them all."""
+        for card in self:
+            card.server.close()
+        self._cards.clear()
+
+    def _finished(self, name: str, exit_status: int) -> None:
+        self.worst = max(self.worst, exit_status)
+        self._unfinished.discard(name)
+        if not self._unfinished:
+            self._loop.stop()
+
+
+def _watch_memory(loop: Loop, alarm: int, cards: ServedCards) -> None:
     def check(_ready: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(alarm)
-        for server in servers:
-            server.check_memory()
+        for card in cards:
+            card.server.check_memory()
 
     loop.watch(alarm, READABLE, check)
 
@@ -153,13 +211,15 @@ def _open_door(server: DeviceServer, wanted: DeviceOptions, options: DaemonOptio
         server.log.info(f"listening on {wanted.socket_path}, {about}")
 
 
-def _check_socket(device: DeviceOptions) -> None:
-    if device.fd is not None:
-        inherited_socket(device.fd).detach()
-    elif device.socket_path is not None:
-        check_path(device.socket_path)
-        if not device.is_client:
-            check_free(device.socket_path)
+def check_socket(device: DeviceOptions) -> None:
+    """Raise what opening the device's door would raise, naming its option."""
+    with _naming_option(device):
+        if device.fd is not None:
+            inherited_socket(device.fd).detach()
+        elif device.socket_path is not None:
+            check_path(device.socket_path)
+            if not device.is_client:
+                check_free(device.socket_path)
 
 
 @contextlib.contextmanager

@@ -123,6 +123,8 @@ class VhostUserDevice:
             kind(name if queue_pairs == 1 else f"{name}.{pair}", linux_abi)
             for pair in range(queue_pairs)
         ]
+        for pair, net in enumerate(self.nets):
+            net.card, net.pair = name, pair
         self.rings = [
             VhostUserRing(index, self.nets[index // 2], index % 2, backend.queues[index // 2])
             for index in range(self.n_rings)

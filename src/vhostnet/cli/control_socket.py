@@ -1,0 +1,59 @@
+"""The socket of --control, which all commands that serve have.
+
+What imports numba is imported in functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from vhostnet.control.daemon import Daemon
+from vhostnet.errors import HostError, UsageError
+from vhostnet.frontdoors.event_loop import Loop
+from vhostnet.frontdoors.listening_socket import ListeningSocket, check_free, check_path
+
+#: Only for the user whose daemon it is.
+SOCKET_MODE = 0o600
+
+
+def check_control(path: str | None) -> None:
+    """Fail early: raise what making the socket would raise."""
+    if path is not None:
+        with _naming_option():
+            check_path(path)
+            check_free(path)
+
+
+def listen(path: str | None) -> ListeningSocket | None:
+    """The socket of --control, if it was given; UsageError or HostError."""
+    if path is None:
+        return None
+    with _naming_option():
+        return ListeningSocket(path, SOCKET_MODE)
+
+
+@contextlib.contextmanager
+def control_socket(loop: Loop, path: str | None, daemon: Callable[[], Daemon]) -> Iterator[None]:
+    """Serve the control socket for the length of the block; nothing if *path* is None."""
+    listening = listen(path)
+    if listening is None:
+        yield
+        return
+    from vhostnet.control.server import ControlServer
+
+    server = ControlServer(loop, listening, daemon())
+    try:
+        yield
+    finally:
+        server.close()
+
+
+@contextlib.contextmanager
+def _naming_option() -> Iterator[None]:
+    try:
+        yield
+    except HostError as error:
+        raise HostError(f"--control: {error}", error.errno) from error
+    except UsageError as error:
+        raise UsageError(f"--control: {error}") from error

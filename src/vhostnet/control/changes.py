@@ -1,0 +1,103 @@
+"""Commands that change something."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from vhostnet.protocol.qmp_session import QmpError
+
+from .daemon import Daemon, card_of
+
+#: As --log-level.
+LEVELS = {
+    "error": logging.ERROR,
+    "warning": logging.WARNING,
+    "info": logging.INFO,
+    "debug": logging.DEBUG,
+}
+#: Parts of the program that log by themselves: `vhostnet` is all of it.
+ROOT = "vhostnet"
+
+
+def log_set(daemon: Daemon, *, level: str, area: str = ROOT) -> dict[str, Any]:  # noqa: ARG001
+    """Change how much is logged: error, warning, info or debug; or inherit, for an area.
+
+    An area is a logger of Python's: `vhostnet` is all, `vhostnet.device` rings and features.
+    """
+    logger = _logger(area)
+    if level == "inherit" and area != ROOT:
+        logger.setLevel(logging.NOTSET)
+    elif level in LEVELS:
+        logger.setLevel(LEVELS[level])
+    else:
+        inherit = "" if area == ROOT else ", inherit"
+        raise QmpError(f"log-set: '{level}' is not one of {', '.join(LEVELS)}{inherit}")
+    return {"area": area, "level": logging.getLevelName(logger.getEffectiveLevel()).lower()}
+
+
+def query_log(daemon: Daemon) -> list[dict[str, Any]]:  # noqa: ARG001
+    """The level of each area that logs, and whether it is its own."""
+    return [
+        {
+            "area": name,
+            "level": logging.getLevelName(_logger(name).getEffectiveLevel()).lower(),
+            "own": _logger(name).level != logging.NOTSET,
+        }
+        for name in areas()
+    ]
+
+
+def device_add(
+    daemon: Daemon,
+    *,
+    socket: str,
+    backend: str,
+    name: str | None = None,
+    queue_pairs: int | None = None,
+    client: bool | None = None,
+    fill_checksums: bool | None = None,
+    coalesce: bool | None = None,
+    busy_poll_us: int | None = None,
+    busy_poll_adaptive: bool | None = None,
+    iommu: bool | None = None,
+    linux_abi: str | None = None,
+) -> dict[str, Any]:
+    """Make a device, as `vhostnet serve --device` would, and serve it; returns its name."""
+    given = {
+        "socket": socket,
+        "backend": backend,
+        "name": name,
+        "queue-pairs": queue_pairs,
+        "client": client,
+        "fill-checksums": fill_checksums,
+        "coalesce": coalesce,
+        "busy-poll-us": busy_poll_us,
+        "busy-poll-adaptive": busy_poll_adaptive,
+        "iommu": iommu,
+        "linux-abi": linux_abi,
+    }
+    return {"device": daemon.add_device({k: v for k, v in given.items() if v is not None})}
+
+
+def device_del(daemon: Daemon, *, device: str) -> None:
+    """End a device: its front-end loses its session, its socket and its backend are closed."""
+    card_of(daemon, device)
+    daemon.delete_device(device)
+
+
+def areas() -> list[str]:
+    """The loggers that there are, the root first."""
+    known = logging.Logger.manager.loggerDict
+    below = (
+        name
+        for name, logger in known.items()
+        if name.startswith(f"{ROOT}.") and isinstance(logger, logging.Logger)
+    )
+    return [ROOT, *sorted(below)]
+
+
+def _logger(area: str) -> logging.Logger:
+    if area not in areas():
+        raise QmpError(f"there is no area '{area}' (there is: {', '.join(areas())})")
+    return logging.getLogger(area)

@@ -1,0 +1,208 @@
+"""The control socket: its clients, and events for all of them.
+
+Theory of operation.  A client is one non-blocking connection with a session of its own
+(`protocol/qmp_session.py`).  In a turn of the loop at most `A_TURN` bytes of it are read, so one
+that sends without pause holds nobody up.  What it does not read waits here:
+
+READING   little waits
+    Operations:  commands are read and answered
+FULL      more than `PENDING_HIGH` bytes wait
+    Operations:  none of its commands is read until all of that has gone
+    Caveats:     events still come; at `PENDING_MAX` the client is disconnected
+
+Events come from any thread (`vhostnet.events`): they are queued, and an eventfd wakes the loop.
+The queue is bounded: a guest can break its rings as fast as it likes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+from collections import deque
+from typing import Any
+
+from vhostnet import __version__, events
+from vhostnet.frontdoors.event_loop import READABLE, WRITABLE, Loop
+from vhostnet.frontdoors.listening_socket import ListeningSocket, peer_pid
+from vhostnet.frontdoors.peer_log import PeerLog
+from vhostnet.protocol.qmp_session import QmpSession
+
+from .daemon import Daemon
+from .registry import execute
+from .table import COMMANDS
+
+logger = logging.getLogger("vhostnet")
+
+MAX_CLIENTS = 32
+#: Bytes of commands that are read in a turn.
+A_TURN = 4096
+PENDING_HIGH = 64 * 1024
+PENDING_MAX = 4 * 1024 * 1024
+#: Events that wait for the loop; of more, the oldest are dropped.
+MAX_EVENTS = 1024
+#: After accept failed for want of descriptors; the socket stays readable meanwhile.
+ACCEPT_PAUSE_S = 1.0
+
+
+def version() -> tuple[int, int, int]:
+    """Of this program."""
+    parts = [int(part) for part in __version__.split(".")[:3] if part.isdecimal()]
+    major, minor, micro = (*parts, 0, 0, 0)[:3]
+    return major, minor, micro
+
+
+class _Client:
+    """One connection."""
+
+    def __init__(self, server: ControlServer, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._server = server
+        self._socket = sock
+        self._session = QmpSession(server.execute, version(), f"vhostnet {__version__}")
+        self._unsent = bytearray()
+        self._is_full = False
+        self._watched = 0
+        self.pid = peer_pid(sock)
+
+    def greet(self) -> None:
+        """Say who we are."""
+        self._send(self._session.greeting())
+
+    def tell(self, event: events.Event) -> None:
+        """Send an event, if the client is there for it."""
+        self._send(self._session.event(event.name, event.data, event.seconds))
+
+    def close(self) -> None:
+        """Hang up."""
+        self._server.loop.unwatch(self._socket.fileno())
+        self._server.clients.discard(self)
+        self._socket.close()
+
+    def _on_ready(self, ready: int) -> None:
+        if ready & WRITABLE:
+            self._send(b"")
+        if ready & READABLE and self._socket.fileno() >= 0:
+            self._receive()
+
+    def _receive(self) -> None:
+        try:
+            data = self._socket.recv(A_TURN)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._send(self._session.feed(data))
+        else:
+            self.close()
+
+    def _send(self, data: bytes) -> None:
+        self._unsent += data
+        try:
+            while self._unsent:
+                del self._unsent[: self._socket.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.close()
+            return
+        if len(self._unsent) > PENDING_MAX:
+            self._server.log.warning(
+                f"hung up on client pid {self.pid}: it does not read its events"
+            )
+            self.close()
+            return
+        self._watch()
+
+    def _watch(self) -> None:
+        self._is_full = len(self._unsent) > (0 if self._is_full else PENDING_HIGH)
+        wanted = (0 if self._is_full else READABLE) | (WRITABLE if self._unsent else 0)
+        if wanted != self._watched:
+            self._watched = wanted
+            self._server.loop.watch(self._socket.fileno(), wanted, self._on_ready)
+
+
+class ControlServer:
+    """The control socket of a daemon.
+
+    Args:
+        loop: of the daemon.
+        listening: ours from now on.
+        daemon: what commands are about.
+    """
+
+    def __init__(self, loop: Loop, listening: ListeningSocket, daemon: Daemon) -> None:
+        self.loop = loop
+        self.log = PeerLog(logger, "control", loop.call_later)
+        self.clients: set[_Client] = set()
+        self._daemon = daemon
+        self._listening = listening
+        self._events: deque[events.Event] = deque(maxlen=MAX_EVENTS)
+        # Held where the bell is rung or taken away: its number may soon be another file's.
+        self._ringing = threading.Lock()
+        self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        loop.watch(self._bell, READABLE, self._on_bell)
+        self._stop_listening = events.listen(self._on_event)
+        self._watch()
+
+    def execute(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Run a command of a client's."""
+        return execute(COMMANDS, self._daemon, name, arguments)
+
+    def close(self) -> None:
+        """Tell what has happened, hang up, remove the socket file."""
+        self._stop_listening()
+        self._pass_on()
+        for client in list(self.clients):
+            client.close()
+        with self._ringing:
+            self.loop.unwatch(self._bell)
+            os.close(self._bell)
+            self._bell = -1
+        if self._listening.socket.fileno() >= 0:
+            self.loop.unwatch(self._listening.socket.fileno())
+        self._listening.close()
+        self.log.flush()
+
+    def _watch(self) -> None:
+        if self._listening.socket.fileno() >= 0:
+            self.loop.watch(self._listening.socket.fileno(), READABLE, self._accept)
+
+    def _accept(self, _ready: int) -> None:
+        try:
+            sock, _ = self._listening.socket.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            self.log.warning(f"can not accept a client: {error.strerror}")
+            self.loop.unwatch(self._listening.socket.fileno())
+            self.loop.call_later(ACCEPT_PAUSE_S, self._watch)
+            return
+        if len(self.clients) >= MAX_CLIENTS:
+            self.log.warning(f"refused client pid {peer_pid(sock)}: {MAX_CLIENTS} are connected")
+            sock.close()
+            return
+        client = _Client(self, sock)
+        self.clients.add(client)
+        client.greet()
+
+    def _on_event(self, event: events.Event) -> None:
+        """In any thread."""
+        self._events.append(event)
+        with self._ringing, contextlib.suppress(BlockingIOError):
+            if self._bell >= 0:
+                os.eventfd_write(self._bell, 1)
+
+    def _on_bell(self, _ready: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._bell)
+        self._pass_on()
+
+    def _pass_on(self) -> None:
+        while self._events:
+            event = self._events.popleft()
+            for client in list(self.clients):
+                client.tell(event)

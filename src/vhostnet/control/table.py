@@ -1,0 +1,42 @@
+"""All commands of the control socket.
+
+To add one: write a function as `registry` says, and name it here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vhostnet import events
+
+from . import changes, queries
+from .daemon import Daemon
+from .registry import commands_of
+
+
+def query_commands(daemon: Daemon) -> list[dict[str, Any]]:  # noqa: ARG001
+    """All commands: names, arguments, what they do."""
+    return [command.describe() for command in COMMANDS.values()]
+
+
+def query_events(daemon: Daemon) -> list[dict[str, Any]]:  # noqa: ARG001
+    """All events that a client may be sent."""
+    return [{"name": name, "help": text} for name, text in events.EVENTS.items()]
+
+
+COMMANDS = commands_of(
+    (
+        query_commands,
+        query_events,
+        queries.query_version,
+        queries.query_devices,
+        queries.query_vrings,
+        queries.query_memory,
+        queries.query_workers,
+        queries.query_stats,
+        changes.query_log,
+        changes.log_set,
+        changes.device_add,
+        changes.device_del,
+    )
+)
