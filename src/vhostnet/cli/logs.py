@@ -7,6 +7,9 @@ import logging
 import time
 from typing import TextIO
 
+from vhostnet.cli.parser import nearest
+
+ROOT = "vhostnet"
 LEVELS = {
     "error": logging.ERROR,
     "warning": logging.WARNING,
@@ -28,11 +31,17 @@ class _Fields(logging.Formatter):
         fields = {
             "time": f"{seconds}.{int(record.msecs):03d}Z",
             "level": record.levelname.lower(),
+            "area": _area(record.name),
             "msg": record.getMessage(),
         }
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
         return fields
+
+
+def _area(logger: str) -> str:
+    name = logger.removeprefix(f"{ROOT}.")
+    return name if name in AREAS else "daemon"
 
 
 class _Json(_Fields):
@@ -68,7 +77,7 @@ class _Bounded(logging.Filter):
         self._lines = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.name == "vhostnet" or record.levelno >= logging.ERROR:
+        if record.name == ROOT or record.levelno >= logging.ERROR:
             return True
         now = time.monotonic()
         if now - self._began >= INTERVAL_S:
@@ -80,21 +89,60 @@ class _Bounded(logging.Filter):
         return self._lines <= BURST
 
 
+#: Parts of the program whose lines have a level of their own, and what they tell of.
+AREAS = {
+    "device": "rings, memory, features and counters of cards",
+    "tap": "TAPs",
+    "worker": "worker threads",
+    "control": "who is at the control socket",
+    "cuse": "the character device's callers",
+    "null": "the null backend",
+}
+
+#: Levels by area; "" is what holds for the others.
+Levels = dict[str, str]
+
+
+def parse_levels(text: str) -> Levels:
+    """Read "info,device=debug"; ValueError says what would be right."""
+    levels: Levels = {}
+    for part in text.split(","):
+        area, equals, level = part.rpartition("=")
+        if level not in LEVELS:
+            raise ValueError(f"{level!r} is not one of {', '.join(LEVELS)}{nearest(level, LEVELS)}")
+        if equals and area not in AREAS:
+            raise ValueError(
+                f"{area!r} is no area: one of {', '.join(AREAS)}{nearest(area, AREAS)}"
+            )
+        if area in levels:
+            raise ValueError(f"{part!r}: {'the area' if area else 'a level'} is given twice")
+        levels[area] = level
+    return levels
+
+
+def set_levels(levels: Levels) -> None:
+    """Change what is logged, at any time; an area that is not named follows the others."""
+    root = logging.getLogger(ROOT)
+    root.setLevel(LEVELS[levels.get("", "info")])
+    for area in AREAS:
+        level = levels.get(area)
+        root.getChild(area).setLevel(LEVELS[level] if level else logging.NOTSET)
+
+
 FORMATS: dict[str, type[logging.Formatter]] = {"text": _Text, "logfmt": _Logfmt, "json": _Json}
 
 
-def set_up(level: str, form: str) -> None:
+def set_up(levels: Levels, form: str) -> None:
     """Send this program's log to stderr; other packages' (numba's is long) stays off."""
     handler = logging.StreamHandler()
     handler.setFormatter(FORMATS[form]())
     handler.addFilter(_Bounded())
-    logger = logging.getLogger("vhostnet")
-    logger.handlers[:] = [handler]
-    logger.setLevel(LEVELS[level])
+    logging.getLogger(ROOT).handlers[:] = [handler]
+    set_levels(levels)
 
 
 def send_to(stream: TextIO) -> None:
     """Send what `set_up` has set up to another place than stderr."""
-    for handler in logging.getLogger("vhostnet").handlers:
+    for handler in logging.getLogger(ROOT).handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setStream(stream)

@@ -122,7 +122,9 @@ def _top_level_parser() -> Parser:
 
 def _is_debugging(words: Sequence[str]) -> bool:
     """Whether --log-level debug was given; asked when the parser may not have got that far."""
-    return "--log-level=debug" in words or ("--log-level", "debug") in pairwise(words)
+    given = [word.partition("=")[2] for word in words if word.startswith("--log-level=")]
+    given += [value for option, value in pairwise(words) if option == "--log-level"]
+    return any("debug" in value.split(",") for value in given)
 
 
 def _complain(text: str) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vhostnet.backends import BACKEND_SPECS, check_spec
+from vhostnet.cli.logs import Levels, parse_levels
 from vhostnet.cli.parser import nearest
 from vhostnet.errors import UsageError
 from vhostnet.frontdoors.cuse_node import check_name
@@ -201,6 +202,22 @@ class Choice:
 
     def from_toml(self, value: object) -> str:
         return self.from_text(text_of(value, self.names[0]))
+
+
+@dataclass(frozen=True, slots=True)
+class LogLevels:
+    """How much is logged, of all and by area."""
+
+    metavar: str = "LEVEL[,AREA=LEVEL...]"
+
+    def from_text(self, text: str) -> Levels:
+        try:
+            return parse_levels(text)
+        except ValueError as error:
+            raise WrongValue(str(error)) from None
+
+    def from_toml(self, value: object) -> Levels:
+        return self.from_text(text_of(value, "info,device=debug"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vhostnet.backends import BACKEND_SPECS
-from vhostnet.cli.logs import FORMATS, LEVELS
+from vhostnet.cli.logs import AREAS, FORMATS, LEVELS
 from vhostnet.cli.option_kinds import (
     Backend,
     Choice,
     Group,
     Kind,
+    LogLevels,
     Mode,
     Name,
     Number,
@@ -193,10 +194,11 @@ def log_options(level: str = "info") -> tuple[Option, ...]:
     return (
         Option(
             "log-level",
-            Choice(tuple(LEVELS), "LEVEL"),
-            f"how much is said: {', '.join(LEVELS)} (default: {level})",
+            LogLevels(),
+            f"how much is said: {', '.join(LEVELS)} (default: {level}); more or less of the areas "
+            f"{', '.join(AREAS)}",
             HOW,
-            default=level,
+            default={"": level},
         ),
         Option(
             "log-format",

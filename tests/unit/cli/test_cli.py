@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import struct
@@ -20,8 +21,8 @@ import pytest
 
 from vhostnet import __version__
 from vhostnet.backends import backend_kind
+from vhostnet.cli import logs, readiness, serve, warm
 from vhostnet.cli import main as cli_main
-from vhostnet.cli import readiness, serve, warm
 from vhostnet.cli.device_options import devices_of, split_keys
 from vhostnet.cli.main import COMMANDS, main
 from vhostnet.cli.options import DAEMON_OPTIONS, DEVICE_KEYS, DEVICE_OPTIONS, values_of
@@ -387,16 +388,39 @@ def test_ready_is_written_once_and_the_descriptor_closed(monkeypatch, tmp_path):
 def test_a_log_record_is_one_line_in_every_form(form):
     code = (
         "import logging; from vhostnet.cli.logs import set_up;"
-        f"set_up('info', {form!r}); logging.getLogger('vhostnet').info('a \"b\" = c')"
+        f"set_up({{'': 'info'}}, {form!r}); logging.getLogger('vhostnet').info('a \"b\" = c')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.count("\n") == 1
     if form == "json":
-        assert json.loads(done.stderr)["msg"] == 'a "b" = c'
+        told = json.loads(done.stderr)
+        assert (told["msg"], told["level"], told["area"]) == ('a "b" = c', "info", "daemon")
     elif form == "logfmt":
         assert 'msg="a \\"b\\" = c"' in done.stderr
     else:
         assert done.stderr == 'vhostnet: a "b" = c\n'
+
+
+def test_areas_have_levels_of_their_own_which_can_be_changed_at_any_time():
+    device, tap = logging.getLogger("vhostnet.device"), logging.getLogger("vhostnet.tap")
+    logs.set_up(logs.parse_levels("warning,device=debug"), "text")
+    assert device.isEnabledFor(logging.DEBUG)
+    assert not tap.isEnabledFor(logging.INFO)
+    logs.set_levels(logs.parse_levels("info"))
+    assert not device.isEnabledFor(logging.DEBUG)
+    assert tap.isEnabledFor(logging.INFO)
+    logs.set_levels(logs.parse_levels("tap=error"))
+    assert device.isEnabledFor(logging.INFO)
+    assert not tap.isEnabledFor(logging.WARNING)
+    logs.set_levels({})
+    assert tap.isEnabledFor(logging.INFO)
+
+
+def test_every_logger_of_the_program_is_an_area():
+    named = set()
+    for path in Path(cli_main.__file__).parents[1].rglob("*.py"):
+        named |= set(re.findall(r'getLogger\("vhostnet\.([^".]+)"\)', path.read_text()))
+    assert named == set(logs.AREAS)
 
 
 class Served:

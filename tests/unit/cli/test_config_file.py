@@ -219,7 +219,7 @@ def test_a_file_excludes_the_options_of_one_device_and_gives_way_to_those_of_the
     settings, devices = serve._understand(
         serve_arguments("--config", str(path), "--log-level", "error")
     )
-    assert (settings["log-level"], settings["log-format"]) == ("error", "json")
+    assert (settings["log-level"], settings["log-format"]) == ({"": "error"}, "json")
     assert [device.name for device in devices] == ["a"]
     for words in (["--backend", "null"], ["--fd", "3"], ["--device", "socket=s,backend=null"]):
         assert main(["serve", "--config", str(path), *words]) == 2

@@ -18,6 +18,7 @@ from vhostnet.cli.option_kinds import (
     Backend,
     Choice,
     Group,
+    LogLevels,
     Mode,
     Name,
     NodeName,
@@ -65,6 +66,14 @@ def wrong_texts(option: Option) -> Iterator[tuple[str, str]]:
     elif isinstance(kind, Choice):
         for text in ("", kind.names[0].upper() + "x", kind.names[-1] + "x"):
             yield text, f"is not one of {', '.join(kind.names)}"
+    elif isinstance(kind, LogLevels):
+        for text in ("", "loud", "info,", "device=", "INFO"):
+            yield text, "is not one of error, warning, info, debug"
+        yield (
+            "devcie=info",
+            "one of device, tap, worker, control, cuse, null (did you mean device?)",
+        )
+        yield "tap=info,tap=debug", "is given twice"
     elif isinstance(kind, Mode):
         for text in ("", "8", "rw", "0o660", "-1", "1000"):
             yield text, "is not an octal mode such as 660"
