@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import errno
 import os
 import signal
@@ -113,6 +114,9 @@ class Devices:
     def open(self, name: str) -> File:
         self.note(name, "open")
         return File(self, name)
+
+    def serving(self, loop: Any, calls: Any) -> Any:  # noqa: ARG002
+        return contextlib.nullcontext()
 
     def before_exec(self, pid: int, has_other_threads: bool) -> None:
         pass

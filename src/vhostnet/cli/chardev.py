@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from vhostnet.cli import logs
+from vhostnet.cli.control_socket import check_control, control_socket, listen
 from vhostnet.cli.daemon_setup import leaving_at_once, warm
 from vhostnet.cli.option_kinds import Group, Mode, NodeName, Switch
 from vhostnet.cli.options import (
+    CONTROL,
     LINUX_ABI,
     Option,
     add_options,
@@ -78,6 +80,7 @@ OPTIONS = (
     ),
     dataclasses.replace(LINUX_ABI, group="what it is"),
     ready_option("the node can be opened"),
+    CONTROL,
     *log_options(),
 )
 
@@ -95,11 +98,13 @@ def main(args: argparse.Namespace) -> int:
     logs.set_up(settings["log-level"], settings["log-format"])
     options = _node_options(settings)
     check_ready_fd(settings["ready-fd"])
+    check_control(settings["control"])
     with leaving_at_once():
         node = CuseNode(options)
         node.check()
         cuse = open_cuse()  # before the compiler: what is missing is told within a second
 
+        from vhostnet.control.open_files import FilesDaemon
         from vhostnet.datapath import catalogue
         from vhostnet.device.kernel_verbs import KernelVerbs
         from vhostnet.device.owner_memory import OwnerMemory
@@ -112,7 +117,9 @@ def main(args: argparse.Namespace) -> int:
         _as_many_descriptors_as_we_may()
 
         def make_device(name: str) -> VhostFile:
-            return VhostFile(KernelVerbs(VhostNet(name, settings["linux-abi"]), OwnerMemory))
+            net = VhostNet(name, settings["linux-abi"])
+            net.card = name.replace(" ", "")  # a word of a command line
+            return VhostFile(KernelVerbs(net, OwnerMemory))
 
         with contextlib.closing(Loop()) as loop:
             return serve_cuse(
@@ -122,6 +129,11 @@ def main(args: argparse.Namespace) -> int:
                 make_device,
                 lambda: tell_ready(settings["ready-fd"]),
                 memory_alarm=memory_alarm,
+                serving=lambda files: control_socket(
+                    loop,
+                    listen(settings["control"]),
+                    lambda: FilesDaemon("chardev", files.devices),
+                ),
             )
 
 

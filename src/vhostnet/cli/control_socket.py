@@ -34,9 +34,10 @@ def listen(path: str | None) -> ListeningSocket | None:
 
 
 @contextlib.contextmanager
-def control_socket(loop: Loop, path: str | None, daemon: Callable[[], Daemon]) -> Iterator[None]:
-    """Serve the control socket for the length of the block; nothing if *path* is None."""
-    listening = listen(path)
+def control_socket(
+    loop: Loop, listening: ListeningSocket | None, daemon: Callable[[], Daemon]
+) -> Iterator[None]:
+    """Serve what `listen` gave, ours from now on, for the length of the block."""
     if listening is None:
         yield
         return

@@ -14,8 +14,9 @@ import os
 from typing import TYPE_CHECKING
 
 from vhostnet.cli import logs
+from vhostnet.cli.control_socket import check_control, control_socket, listen
 from vhostnet.cli.daemon_setup import warm
-from vhostnet.cli.options import LINUX_ABI, add_options, log_options, values_of
+from vhostnet.cli.options import CONTROL, LINUX_ABI, add_options, log_options, values_of
 from vhostnet.errors import HostError, VhostnetError
 from vhostnet.frontdoors.seccomp import tree
 
@@ -34,7 +35,8 @@ starts, with no kernel module and no root.  Other files and calls are the host's
 
 GROUP = "options"
 OPTIONS = tuple(
-    dataclasses.replace(option, group=GROUP) for option in (LINUX_ABI, *log_options("warning"))
+    dataclasses.replace(option, group=GROUP)
+    for option in (LINUX_ABI, CONTROL, *log_options("warning"))
 )
 
 EPILOG = """\
@@ -75,7 +77,11 @@ def main(args: argparse.Namespace) -> int:
     settings = values_of(args, OPTIONS)
     logs.set_up(settings["log-level"], settings["log-format"])
     log_fd = -1 if args.log_file is None else _open_log(args.log_file)
-    return tree.run(args.command, functools.partial(_load, settings["linux-abi"], log_fd))
+    check_control(settings["control"])
+    return tree.run(
+        args.command,
+        functools.partial(_load, settings["linux-abi"], settings["control"], log_fd),
+    )
 
 
 def _open_log(path: str) -> int:
@@ -85,10 +91,11 @@ def _open_log(path: str) -> int:
         raise HostError(f"--log-file: {path}: {e.strerror}", e.errno or 0) from e
 
 
-def _load(linux_abi: str, log_fd: int) -> TreeDevices:
+def _load(linux_abi: str, control: str | None, log_fd: int) -> TreeDevices:
     """In the supervisor: all that is large."""
     if log_fd >= 0:
         logs.send_to(os.fdopen(log_fd, "w", buffering=1))
+    from vhostnet.control.open_files import FilesDaemon
     from vhostnet.datapath import catalogue
     from vhostnet.frontdoors.seccomp.devices import TreeDevices
     from vhostnet.native import lost_memory_raw
@@ -97,4 +104,11 @@ def _load(linux_abi: str, log_fd: int) -> TreeDevices:
     if not catalogue.is_warm(names) and not logger.isEnabledFor(logging.INFO):
         logger.warning("compiling the data path (once; some seconds)")
     warm(names, "the character device")
-    return TreeDevices(linux_abi, lost_memory_raw.install())
+    listening = listen(control)
+    return TreeDevices(
+        linux_abi,
+        lost_memory_raw.install(),
+        lambda loop, calls: control_socket(
+            loop, listening, lambda: FilesDaemon("run", calls.files)
+        ),
+    )

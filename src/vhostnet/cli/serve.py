@@ -14,7 +14,7 @@ from typing import Any
 from vhostnet.backends import backend_kind
 from vhostnet.cli import logs
 from vhostnet.cli.config_file import read_config
-from vhostnet.cli.control_socket import check_control, control_socket
+from vhostnet.cli.control_socket import check_control, control_socket, listen
 from vhostnet.cli.daemon_setup import kernels_of, leaving_at_once, warm
 from vhostnet.cli.device_options import devices_of, port_pairs, refuse_beside
 from vhostnet.cli.options import (
@@ -127,7 +127,7 @@ def main(args: argparse.Namespace) -> int:
                 lambda: tell_ready(settings["ready-fd"]),
                 memory_alarm=memory_alarm,
                 serving=lambda cards: control_socket(
-                    loop, settings["control"], lambda: ServeDaemon(loop, cards)
+                    loop, listen(settings["control"]), lambda: ServeDaemon(loop, cards)
                 ),
             )
 

@@ -3,6 +3,7 @@
     registry      a command is a function; its arguments are those that the function declares
     table         all commands, one line each
     daemon        what commands see of the daemon, whichever door it serves
+    open_files    the same of `vhostnet run` and `vhostnet chardev`
     queries       query-*: what is read
     changes       what is changed
     server        the socket, its clients, events

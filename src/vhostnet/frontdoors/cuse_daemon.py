@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from vhostnet.errors import EXIT_OK, HostError
@@ -36,6 +37,7 @@ def serve_cuse(
     on_ready: Callable[[], None],
     *,
     memory_alarm: int | None = None,
+    serving: Callable[[CuseFiles], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> int:
     """Serve the device until a signal comes.
 
@@ -45,6 +47,8 @@ def serve_cuse(
         make_device: an instance of the driver for each open.
         on_ready: called when the node can be opened.
         memory_alarm: an eventfd that tells when an owner's memory file was cut short.
+        serving: entered before the node appears, left when all files are closed: the control
+            socket.
 
     Returns:
         The exit status.
@@ -64,6 +68,7 @@ def serve_cuse(
     with contextlib.ExitStack() as undo:
         files = CuseFiles(make_device, loop, PeerLog(log, name, loop.call_later))
         undo.callback(files.close)
+        undo.enter_context(serving(files))
         channel = CuseChannel(cuse)
         undo.callback(channel.close)
         with _aside(node, channel):

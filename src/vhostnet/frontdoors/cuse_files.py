@@ -66,6 +66,9 @@ class CuseFile:
         loop: watches the owner.
         log: of the door.
         on_release: told at the end.
+
+    Attributes:
+        device: as given.
     """
 
     def __init__(
@@ -77,7 +80,7 @@ class CuseFile:
         on_release: Callable[[], object] = lambda: None,
     ) -> None:
         self._fh = fh
-        self._device = device
+        self.device = device
         self._loop = loop
         self._log = log
         self._on_release = on_release
@@ -94,7 +97,7 @@ class CuseFile:
         try:
             with ForeignThread(tid) as thread:
                 caller = _Caller(thread, memory)
-                result = self._device.ioctl(caller, number, argument)
+                result = self.device.ioctl(caller, number, argument)
                 if number == vhost.VHOST_SET_OWNER:
                     self._hold_owner(caller.pid)
                 elif number == vhost.VHOST_RESET_OWNER:
@@ -115,13 +118,13 @@ class CuseFile:
         """Nobody has it open any more."""
         self._let_go()
         self._on_release()
-        self._device.release()
+        self.device.release()
         log.debug("file %d: closed", self._fh)
 
     def check_memory(self) -> None:
         """End the instance if the memory that its owner shares was cut short."""
         try:
-            self._device.verbs.net.memory.check_not_lost()
+            self.device.verbs.net.memory.check_not_lost()
         except PeerError as e:
             self._log.warning(f"file {self._fh}: {e}")
             self._end()
@@ -132,7 +135,7 @@ class CuseFile:
             self._owner_mm = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as e:
             self._let_go()
-            self._device.owner_is_gone()
+            self.device.owner_is_gone()
             if e.errno in (errno.ESRCH, errno.ENOENT):
                 raise CallerIsGone(pid) from e
             raise
@@ -161,7 +164,7 @@ class CuseFile:
 
     def _end(self) -> None:
         self._let_go()
-        self._device.owner_is_gone()
+        self.device.owner_is_gone()
 
 
 class CuseFiles:
@@ -197,6 +200,10 @@ class CuseFiles:
         file = CuseFile(fh, device, self._loop, self._log, lambda: self._files.pop(fh, None))
         self._files[fh] = file
         return file
+
+    def devices(self) -> list[VhostFile]:
+        """Those that are open."""
+        return [file.device for file in self._files.values()]
 
     def check_memory(self) -> None:
         """The alarm of `native.lost_memory_raw` has sounded."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vhostnet.errors import HostError
 from vhostnet.frontdoors import cuse_daemon
 from vhostnet.frontdoors.cuse_daemon import serve_cuse
+from vhostnet.frontdoors.cuse_files import CuseFiles
 from vhostnet.frontdoors.cuse_node import CuseNode, NodeOptions
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.uapi import fuse
@@ -74,15 +77,40 @@ def _handlers_of_before() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def serve(kernel: Kernel, node: CuseNode, on_ready: Callable[[], None]) -> int:
-    def make_device(_name: str) -> None:
-        raise AssertionError("nobody opens it")
+def no_device(_name: str) -> Any:
+    raise AssertionError("nobody opens it")
 
+
+def serve(kernel: Kernel, node: CuseNode, on_ready: Callable[[], None]) -> int:
     loop = Loop()
     try:
-        return serve_cuse(loop, node, kernel.theirs, make_device, on_ready)  # type: ignore[arg-type]
+        return serve_cuse(loop, node, kernel.theirs, no_device, on_ready)
     finally:
         loop.close()
+
+
+def test_it_may_be_looked_at_from_before_it_is_ready_until_its_files_are_closed(
+    kernel: Kernel,
+) -> None:
+    may_make_nodes(kernel)
+    kernel.asks()
+    told: list[str] = []
+
+    @contextlib.contextmanager
+    def serving(files: CuseFiles) -> Iterator[None]:
+        told.append(f"{len(files.devices())} files")
+        yield
+        told.append("end")
+
+    def ready() -> None:
+        told.append("ready")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    loop = Loop()
+    node = kernel.node()
+    with contextlib.closing(loop):
+        serve_cuse(loop, node, kernel.theirs, no_device, ready, serving=serving)
+    assert told == ["0 files", "ready", "end"]
 
 
 def descriptors() -> int:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from vhostnet.device.kernel_verbs import KernelVerbs
 from vhostnet.device.owner_memory import OwnerMemory
 from vhostnet.device.vhost_net import VhostNet
+from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.vhost_ioctl import VhostFile
 
 from .abi import native
 from .listener_raw import PathReader
+from .supervisor import Supervisor
 
 
 class TreeDevices:
@@ -23,9 +27,18 @@ class TreeDevices:
     Args:
         linux_abi: the version of Linux to behave as.
         memory_alarm: an eventfd that tells when an owner's memory file was cut short.
+        serving: entered while calls are answered: the control socket.
     """
 
-    def __init__(self, linux_abi: str, memory_alarm: int | None = None) -> None:
+    def __init__(
+        self,
+        linux_abi: str,
+        memory_alarm: int | None = None,
+        serving: Callable[
+            [Loop, Supervisor], AbstractContextManager[object]
+        ] = lambda _loop, _calls: nullcontext(),
+    ) -> None:
+        self.serving = serving
         self._linux_abi = linux_abi
         self.memory_alarm = memory_alarm
         self._remote = PathReader(native()).remote

@@ -115,6 +115,7 @@ class _Serving:
         self._pid = pid
         self._failure = b""
         self._has_ended = False
+        self._serving = devices.serving
         self._loop = Loop()
         self._calls = Supervisor(
             self._loop,
@@ -137,8 +138,9 @@ class _Serving:
 
     def run(self) -> None:
         """Until nobody is left."""
-        self._loop.run()
-        self._calls.close()
+        with self._serving(self._loop, self._calls):
+            self._loop.run()
+            self._calls.close()
         while not self._has_ended:  # it has left the filter, so it is about to
             self._reap(0)
         self._loop.close()

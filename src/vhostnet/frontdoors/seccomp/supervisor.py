@@ -15,6 +15,7 @@ import os
 import select
 import struct
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vhostnet.errors import HostError, PeerError
@@ -83,6 +84,9 @@ class Devices(Protocol):
     @property
     def memory_alarm(self) -> int | None:
         """An eventfd that tells when an owner's memory file was cut short."""
+
+    def serving(self, loop: Loop, supervisor: Supervisor) -> AbstractContextManager[object]:
+        """What is entered while calls are answered."""
 
     def open(self, name: str) -> VhostFile:
         """A device of its own for a new open file."""
@@ -167,6 +171,10 @@ class Supervisor:
     def n_files(self) -> int:
         """Open files of the device, now."""
         return len(self._files)
+
+    def files(self) -> list[VhostFile]:
+        """Those that are open."""
+        return [file.vhost for file in self._files.values()]
 
     def close(self) -> None:
         """Nobody is left."""
