@@ -41,8 +41,8 @@ class ServeProcess:
 
     Args:
         folder: for socket and log.
-        options: of `vhostnet serve`, without --socket-path (unless there is a --device) and
-            --ready-fd.
+        options: of `vhostnet serve`, without --ready-fd, and without --socket-path unless there
+            is --device or --config.
         program: what Python runs, `PROGRAM` or `TALKATIVE`.
         prefix: words before the command, such as those that enter a namespace.
     """
@@ -57,7 +57,8 @@ class ServeProcess:
         self.socket = str(folder / "socket")
         self._log = folder / "vhostnet.log"
         self._marked = 0
-        where = () if "--device" in options else ("--socket-path", self.socket)
+        has_socket = {"--device", "--config"} & set(options)
+        where = () if has_socket else ("--socket-path", self.socket)
         ready, told = os.pipe()
         with self._log.open("ab") as log:
             self.process = subprocess.Popen(

@@ -54,6 +54,7 @@ class Option:
         field: of `DeviceOptions`, if it has another name there.
         in_file: whether it can be a key there; a number of a descriptor, for example, cannot.
         in_device: whether it can be a key of --device.
+        live: whether a reload of the file changes it in a daemon, or a device, that runs.
     """
 
     key: str
@@ -65,6 +66,7 @@ class Option:
     field: str = ""
     in_file: bool = True
     in_device: bool = True
+    live: bool = False
 
     @property
     def option_string(self) -> str:
@@ -156,6 +158,7 @@ DEVICE_OPTIONS = (
         "processor time (default: 0, off)",
         WHAT,
         default=0,
+        live=True,
     ),
     Option(
         "busy-poll-adaptive",
@@ -163,6 +166,7 @@ DEVICE_OPTIONS = (
         "look for as long as it has proved worth it lately, at most --busy-poll-us",
         WHAT,
         default=False,
+        live=True,
     ),
     Option(
         "iommu",
@@ -199,6 +203,7 @@ def log_options(level: str = "info") -> tuple[Option, ...]:
             f"{', '.join(AREAS)}",
             HOW,
             default={"": level},
+            live=True,
         ),
         Option(
             "log-format",
@@ -206,6 +211,7 @@ def log_options(level: str = "info") -> tuple[Option, ...]:
             f"the form of a line: {', '.join(FORMATS)} (default: text)",
             HOW,
             default="text",
+            live=True,
         ),
     )
 

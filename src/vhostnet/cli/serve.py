@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vhostnet.backends import backend_kind
@@ -28,12 +29,14 @@ from vhostnet.cli.options import (
     values_of,
 )
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
+from vhostnet.cli.reload import Reload
 from vhostnet.cli.served_devices import ServeDaemon, make_device, open_backend_of
 from vhostnet.errors import ConfigError, UsageError
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.vhost_user_daemon import (
     DaemonOptions,
     DeviceOptions,
+    ServedCards,
     check_sockets,
     serve,
 )
@@ -126,10 +129,21 @@ def main(args: argparse.Namespace) -> int:
                 devices,
                 lambda: tell_ready(settings["ready-fd"]),
                 memory_alarm=memory_alarm,
-                serving=lambda cards: control_socket(
-                    loop, listen(settings["control"]), lambda: ServeDaemon(loop, cards)
-                ),
+                serving=lambda cards: _beside(loop, args, settings, cards),
             )
+
+
+@contextlib.contextmanager
+def _beside(
+    loop: Loop, args: argparse.Namespace, settings: Mapping[str, Any], cards: ServedCards
+) -> Iterator[None]:
+    """What there is beside the devices, as long as there are some: control socket, reload."""
+    daemon = ServeDaemon(loop, cards)
+    if args.config is not None:
+        reload = Reload(lambda: _understand(args), settings, daemon, cards)
+        loop.on_each_signal(signal.SIGHUP, reload)
+    with control_socket(loop, listen(settings["control"]), lambda: daemon):
+        yield
 
 
 def _understand(args: argparse.Namespace) -> tuple[Mapping[str, Any], tuple[DeviceOptions, ...]]:

@@ -67,6 +67,13 @@ class ServeDaemon:
     def add_device(self, keys: Mapping[str, Any]) -> str:
         """As `--device`; the kernels have to be there, since nobody waits for a compiler here."""
         wanted = self._options(keys)
+        check_socket(wanted)
+        self.add(wanted)
+        self._next += 1
+        return wanted.name
+
+    def add(self, wanted: DeviceOptions) -> None:
+        """Make a device and serve it; UsageError or HostError."""
         backend = open_backend_of(wanted)
         try:
             _load(wanted)
@@ -80,9 +87,7 @@ class ServeDaemon:
         except BaseException:
             self._cards.remove(card.name)
             raise
-        self._next += 1
         tell("DEVICE_ADDED", device=card.name)
-        return card.name
 
     def delete_device(self, name: str) -> None:
         self._cards.remove(name)
@@ -110,7 +115,6 @@ class ServeDaemon:
             problems = [("backend", "port joins two devices of the command line only")]
         for key, text in problems:
             raise UsageError(f"{key}: {text}")
-        check_socket(wanted)
         return wanted
 
 

@@ -52,6 +52,7 @@ class Loop:
         self._serial = itertools.count()
         self._running = False
         self._signals: tuple[socket.socket, socket.socket] | None = None
+        self._signal_calls: dict[int, Callable[[], None]] = {}
 
     def watch(self, fd: int, events: int, fn: Callable[[int], None]) -> None:
         """Call `fn(ready)` while `fd` is ready for any of `events`; replaces an earlier watch."""
@@ -79,21 +80,36 @@ class Loop:
         action is restored by the handler itself, which Python runs between any two bytecodes,
         and not by the loop.  Main thread only.
         """
-        reader, writer = self._signals = socket.socketpair()
-        reader.setblocking(False)
-        writer.setblocking(False)
         handled = frozenset(signals)
 
         def restore_default(_signum: int, _frame: FrameType | None) -> None:
             for signum in handled:
                 signal.signal(signum, signal.SIG_DFL)
 
-        def read_signals(_ready: int) -> None:
-            if handled.intersection(reader.recv(SIGNALS_A_READ)):
-                fn()
-
         for signum in handled:
+            self._signal_calls[signum] = fn
             signal.signal(signum, restore_default)
+        self._watch_signals()
+
+    def on_each_signal(self, signum: signal.Signals, fn: Callable[[], None]) -> None:
+        """Call `fn()` from the loop whenever the signal comes; several at once may be one call."""
+        self._signal_calls[signum] = fn
+        # A handler, so that it is not the default action; the wake-up descriptor tells of it.
+        signal.signal(signum, lambda _signum, _frame: None)
+        self._watch_signals()
+
+    def _watch_signals(self) -> None:
+        if self._signals is not None:
+            return
+        reader, writer = self._signals = socket.socketpair()
+        reader.setblocking(False)
+        writer.setblocking(False)
+
+        def read_signals(_ready: int) -> None:
+            for signum in sorted(set(reader.recv(SIGNALS_A_READ))):
+                if signum in self._signal_calls:
+                    self._signal_calls[signum]()
+
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         self.watch(reader.fileno(), READABLE, read_signals)
 

@@ -448,8 +448,18 @@ class VhostUserDevice:
     def _ensure_worker(self, net: VhostNet) -> None:
         if net.worker is None:
             net.set_owner(self._owner_pid)
-            for vq in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):
-                net.set_vring_busyloop_timeout(vq, self._busy_poll_us, self._busy_poll_adaptive)
+            self._tell_busy_poll(net)
+
+    def _tell_busy_poll(self, net: VhostNet) -> None:
+        for vq in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):
+            net.set_vring_busyloop_timeout(vq, self._busy_poll_us, self._busy_poll_adaptive)
+
+    def set_busy_poll(self, us: int, adaptive: bool) -> None:
+        """Change `busy_poll_us` and `busy_poll_adaptive`, at any time."""
+        self._busy_poll_us, self._busy_poll_adaptive = us, adaptive
+        for net in self.nets:
+            if net.worker is not None:
+                self._tell_busy_poll(net)
 
     def set_vring_call(self, index: int, fd: int | None) -> None:
         ring = self.rings[index]
