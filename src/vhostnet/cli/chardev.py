@@ -24,6 +24,7 @@ from vhostnet.cli.options import (
     add_options,
     log_options,
     ready_option,
+    trace_option,
     values_of,
 )
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
@@ -31,6 +32,7 @@ from vhostnet.frontdoors.cuse_channel import open_cuse
 from vhostnet.frontdoors.cuse_daemon import serve_cuse
 from vhostnet.frontdoors.cuse_node import CuseNode, NodeOptions
 from vhostnet.frontdoors.event_loop import Loop
+from vhostnet.frontdoors.trace_file import TraceFile
 
 NAME = "vhost-net"
 #: Permissions of the node with --group and without --mode; without either, the kernel's.
@@ -82,6 +84,7 @@ OPTIONS = (
     ready_option("the node can be opened"),
     CONTROL,
     *log_options(),
+    trace_option("each ioctl, read and write of the node"),
 )
 
 
@@ -99,6 +102,8 @@ def main(args: argparse.Namespace) -> int:
     options = _node_options(settings)
     check_ready_fd(settings["ready-fd"])
     check_control(settings["control"])
+    path = settings["trace"]
+    trace = None if path is None else TraceFile(path, of_ioctls=True)
     with leaving_at_once():
         node = CuseNode(options)
         node.check()
@@ -109,6 +114,7 @@ def main(args: argparse.Namespace) -> int:
         from vhostnet.device.kernel_verbs import KernelVerbs
         from vhostnet.device.owner_memory import OwnerMemory
         from vhostnet.device.vhost_net import VhostNet
+        from vhostnet.frontdoors.traced_ioctl import TracedFile
         from vhostnet.frontdoors.vhost_ioctl import VhostFile
         from vhostnet.native import lost_memory_raw
 
@@ -119,7 +125,8 @@ def main(args: argparse.Namespace) -> int:
         def make_device(name: str) -> VhostFile:
             net = VhostNet(name, settings["linux-abi"])
             net.card = name.replace(" ", "")  # a word of a command line
-            return VhostFile(KernelVerbs(net, OwnerMemory))
+            verbs = KernelVerbs(net, OwnerMemory)
+            return VhostFile(verbs) if trace is None else TracedFile(verbs, trace, name)
 
         with contextlib.closing(Loop()) as loop:
             return serve_cuse(

@@ -216,6 +216,17 @@ def log_options(level: str = "info") -> tuple[Option, ...]:
     )
 
 
+def trace_option(what: str) -> Option:
+    """--trace; *what* is said, "... decoded"."""
+    return Option(
+        "trace",
+        Text("FILE", "/tmp/vm1.trace"),
+        f"write {what}, decoded, one line each with names, values, answers and times; "
+        '"-" is the standard output',
+        HOW,
+    )
+
+
 CONTROL = Option(
     "control",
     SocketPath(),
@@ -247,6 +258,7 @@ DAEMON_OPTIONS = (
     ready_option("front-ends may connect"),
     CONTROL,
     *log_options(),
+    trace_option("the vhost-user conversation (`vhostnet replay` says it again)"),
 )
 
 #: What --device knows.

@@ -16,9 +16,17 @@ from typing import TYPE_CHECKING
 from vhostnet.cli import logs
 from vhostnet.cli.control_socket import check_control, control_socket, listen
 from vhostnet.cli.daemon_setup import warm
-from vhostnet.cli.options import CONTROL, LINUX_ABI, add_options, log_options, values_of
+from vhostnet.cli.options import (
+    CONTROL,
+    LINUX_ABI,
+    add_options,
+    log_options,
+    trace_option,
+    values_of,
+)
 from vhostnet.errors import HostError, VhostnetError
 from vhostnet.frontdoors.seccomp import tree
+from vhostnet.frontdoors.trace_file import TraceFile
 
 if TYPE_CHECKING:
     from vhostnet.frontdoors.seccomp.devices import TreeDevices
@@ -36,7 +44,12 @@ starts, with no kernel module and no root.  Other files and calls are the host's
 GROUP = "options"
 OPTIONS = tuple(
     dataclasses.replace(option, group=GROUP)
-    for option in (LINUX_ABI, CONTROL, *log_options("warning"))
+    for option in (
+        LINUX_ABI,
+        CONTROL,
+        *log_options("warning"),
+        trace_option("each ioctl, read and write of the device"),
+    )
 )
 
 EPILOG = """\
@@ -78,9 +91,11 @@ def main(args: argparse.Namespace) -> int:
     logs.set_up(settings["log-level"], settings["log-format"])
     log_fd = -1 if args.log_file is None else _open_log(args.log_file)
     check_control(settings["control"])
+    path = settings["trace"]
+    trace = None if path is None else TraceFile(path, of_ioctls=True)
     return tree.run(
         args.command,
-        functools.partial(_load, settings["linux-abi"], settings["control"], log_fd),
+        functools.partial(_load, settings["linux-abi"], settings["control"], log_fd, trace),
     )
 
 
@@ -91,7 +106,7 @@ def _open_log(path: str) -> int:
         raise HostError(f"--log-file: {path}: {e.strerror}", e.errno or 0) from e
 
 
-def _load(linux_abi: str, control: str | None, log_fd: int) -> TreeDevices:
+def _load(linux_abi: str, control: str | None, log_fd: int, trace: TraceFile | None) -> TreeDevices:
     """In the supervisor: all that is large."""
     if log_fd >= 0:
         logs.send_to(os.fdopen(log_fd, "w", buffering=1))
@@ -111,4 +126,5 @@ def _load(linux_abi: str, control: str | None, log_fd: int) -> TreeDevices:
         lambda loop, calls: control_socket(
             loop, listening, lambda: FilesDaemon("run", calls.files)
         ),
+        trace,
     )

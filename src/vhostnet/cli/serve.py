@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -33,6 +34,7 @@ from vhostnet.cli.reload import Reload
 from vhostnet.cli.served_devices import ServeDaemon, make_device, open_backend_of
 from vhostnet.errors import ConfigError, UsageError
 from vhostnet.frontdoors.event_loop import Loop
+from vhostnet.frontdoors.trace_file import TraceFile
 from vhostnet.frontdoors.vhost_user_daemon import (
     DaemonOptions,
     DeviceOptions,
@@ -108,6 +110,8 @@ def main(args: argparse.Namespace) -> int:
     check_ready_fd(settings["ready-fd"])
     check_sockets(options)
     check_control(settings["control"])
+    if settings["trace"] is not None:
+        options = dataclasses.replace(options, trace=TraceFile(settings["trace"]))
     with leaving_at_once():
         from vhostnet.native import lost_memory_raw
 

@@ -33,9 +33,12 @@ from vhostnet.events import tell
 from vhostnet.frontdoors.event_loop import READABLE, WRITABLE, Loop
 from vhostnet.frontdoors.listening_socket import peer_pid
 from vhostnet.frontdoors.peer_log import PeerLog
+from vhostnet.frontdoors.trace_file import TraceFile
+from vhostnet.frontdoors.traced_session import TracedSession
 from vhostnet.protocol.verbs import VhostUserVerbs
 from vhostnet.protocol.vhost_user_codec import MAX_FDS, Codec
 from vhostnet.protocol.vhost_user_session import Session
+from vhostnet.protocol.vhost_user_trace import Event
 
 # Of replies that the peer has not read, bytes.  The longest reply is 20; QEMU waits for each.
 MAX_PENDING = 64 * 1024
@@ -74,6 +77,7 @@ class Connection:
     Args:
         sock: connected; owned from now on.
         on_end: told once, with the exit status that fits the reason.
+        trace: is told what is said, by the device of this name.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Connection:
         device: SessionDevice,
         log: PeerLog,
         on_end: Callable[[int], None],
+        trace: tuple[TraceFile, str] | None = None,
     ) -> None:
         sock.setblocking(False)
         self.pid = peer_pid(sock)
@@ -93,7 +98,14 @@ class Connection:
         self._log = log
         self._on_end = on_end
         self._codec = Codec()
-        self._session = Session(device, lambda text: log.warning(f"refused {text}"))
+        self._trace = trace
+
+        def report(text: str) -> None:
+            log.warning(f"refused {text}")
+
+        self._session = (
+            Session(device, report) if trace is None else TracedSession(device, report, *trace)
+        )
         self._unsent = bytearray()
         # Whether the loop is to tell when the socket takes more; set and cleared by _flush.
         self._is_blocked = False
@@ -101,6 +113,7 @@ class Connection:
     def start(self) -> None:
         """Open the device's session and begin to listen to the peer."""
         self._log.info(f"front-end {self} connected")
+        self._trace_event(f"connected: {self}")
         tell("DEVICE_CONNECTED", device=self._log.name, pid=self.pid)
 
         def start() -> None:
@@ -146,6 +159,7 @@ class Connection:
 
     def _end(self, exit_status: int, reason: str) -> None:
         self.is_open = False
+        self._trace_event(f"disconnected: {reason}")
         self._loop.unwatch(self._socket.fileno())
         try:
             self._device.close_session()
@@ -156,6 +170,11 @@ class Connection:
         self._socket.close()
         tell("DEVICE_DISCONNECTED", device=self._log.name, reason=reason)
         self._on_end(exit_status)
+
+    def _trace_event(self, text: str) -> None:
+        if self._trace is not None:
+            trace, who = self._trace
+            trace.tell(who, Event(text))
 
     # --- Socket --------------------------------------------------------------------------------
 

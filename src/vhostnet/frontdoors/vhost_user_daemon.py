@@ -13,6 +13,7 @@ from vhostnet.errors import EXIT_OK, HostError, UsageError
 from vhostnet.frontdoors.connection import SessionDevice
 from vhostnet.frontdoors.event_loop import READABLE, Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket, check_free, check_path
+from vhostnet.frontdoors.trace_file import TraceFile
 from vhostnet.frontdoors.vhost_user_server import (
     ConnectingDoor,
     DeviceServer,
@@ -64,12 +65,14 @@ class DaemonOptions:
         socket_mode: permissions of socket files.
         socket_gid: group of socket files, or None for the process's own.
         is_one_off: end when each device has served one session.
+        trace: is told what front-ends say.
     """
 
     devices: tuple[DeviceOptions, ...]
     socket_mode: int = 0o600
     socket_gid: int | None = None
     is_one_off: bool = False
+    trace: TraceFile | None = None
 
 
 def check_sockets(options: DaemonOptions) -> None:
@@ -158,6 +161,7 @@ class ServedCards:
             card.name,
             is_one_off=is_one_off,
             on_finished=lambda exit_status: self._finished(card.name, exit_status),
+            trace=self._options.trace,
         )
         if is_one_off:
             self._unfinished.add(card.name)

@@ -32,6 +32,7 @@ from vhostnet.frontdoors.connection import Connection, SessionDevice
 from vhostnet.frontdoors.event_loop import READABLE, Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket, check_path, peer_pid
 from vhostnet.frontdoors.peer_log import PeerLog
+from vhostnet.frontdoors.trace_file import TraceFile
 
 RECONNECT_S = 1.0
 
@@ -60,6 +61,7 @@ class DeviceServer:
     Args:
         is_one_off: whether the first session is the last.
         on_finished: called with an exit status when that session has ended.
+        trace: is told what front-ends say.
     """
 
     def __init__(
@@ -70,12 +72,14 @@ class DeviceServer:
         *,
         is_one_off: bool = False,
         on_finished: Callable[[int], None] = lambda _status: None,
+        trace: TraceFile | None = None,
     ) -> None:
         self.loop = loop
         self.log = PeerLog(logger, name, loop.call_later)
         self.connection: Connection | None = None
         self._door: Door | None = None
         self._device = device
+        self._trace = None if trace is None else (trace, name)
         self._is_one_off = is_one_off
         self._on_finished = on_finished
         self._is_finished = False
@@ -95,7 +99,9 @@ class DeviceServer:
             sock.close()
             self.log.warning(f"refused front-end pid {pid}: {live} is connected")
             return
-        self.connection = Connection(self.loop, sock, self._device, self.log, self._session_ended)
+        self.connection = Connection(
+            self.loop, sock, self._device, self.log, self._session_ended, self._trace
+        )
         self.connection.start()
 
     def check_memory(self) -> None:

@@ -38,7 +38,7 @@ from vhostnet.errors import HostError, PeerError
 from vhostnet.protocol.verbs import VhostUserVerbs
 from vhostnet.protocol.vhost_user_codec import MAX_FDS, Request, encode_reply
 from vhostnet.uapi import vhost_user as vu
-from vhostnet.uapi.wire import Layout
+from vhostnet.uapi.wire import Form, Layout
 
 # Only what is wired through to the device.  Offering more breaks front-ends that use it
 # (cloud-hypervisor once offered BACKEND_REQ without answering it, which broke QEMU).
@@ -82,21 +82,30 @@ class Rule:
     Attributes:
         number: request number.
         layout: the payload's struct.
+        items: structs that may follow it, any number.
         is_longer_allowed: whether the payload may go on after the struct.
         min_fds: fewest descriptors, `max_fds`: most.
         answer: ack or a reply of its own.
         feature: protocol feature bit that must have been acknowledged, or None.
-        handler: called with session, payload and request; returns a REPLY's payload.
+        reply: the struct of a reply of its own.
+        handler: called with session, payload and request; returns a REPLY's struct.
     """
 
     number: int
     layout: Layout[Any]
+    items: Layout[Any] | None
     is_longer_allowed: bool
     min_fds: int
     max_fds: int
     answer: Answer
     feature: int | None
-    handler: Callable[[Session, Any, Request], bytes | None]
+    reply: Layout[Any] | None
+    handler: Callable[[Session, Any, Request], object]
+
+    @property
+    def form(self) -> Form:
+        """What the payload's bytes are."""
+        return Form(self.layout, self.items)
 
     @property
     def name(self) -> str:
@@ -161,8 +170,8 @@ class Session:
                 raise type(error)(text, error.errno) from error
             self._report(text)
             return _number_reply(request, ACK_REFUSED)
-        if reply is not None:
-            return encode_reply(request.number, reply)
+        if rule.reply is not None:
+            return encode_reply(request.number, rule.reply.pack(reply))
         # Asked after the handler: SET_PROTOCOL_FEATURES may itself carry NEED_REPLY, and User
         # Mode Linux then waits for the ack of the message that negotiates acks.
         return _number_reply(request, ACK_OK) if self._may_ack(request) else b""
@@ -181,10 +190,10 @@ class Session:
 
     # --- Features ------------------------------------------------------------------------------
 
-    def get_features(self, _nothing: vu.Nothing, _request: Request) -> bytes:
-        return vu.NUMBER.pack(vu.Number(self._device.get_features()))
+    def get_features(self, _nothing: vu.Nothing, _request: Request) -> vu.Features:
+        return vu.Features(self._device.get_features())
 
-    def set_features(self, number: vu.Number, _request: Request) -> None:
+    def set_features(self, number: vu.Features, _request: Request) -> None:
         unknown = number.u64 & ~self._device.get_features()
         if unknown:
             raise PeerError(f"features {number.u64:#x} have bits never offered: {unknown:#x}")
@@ -199,20 +208,20 @@ class Session:
         iommu = IOMMU_PROTOCOL_FEATURES_MASK if self._device.iommu else 0
         return OFFERED_PROTOCOL_FEATURES_MASK | iommu
 
-    def get_protocol_features(self, _nothing: vu.Nothing, _request: Request) -> bytes:
-        return vu.NUMBER.pack(vu.Number(self._offered_protocol_features))
+    def get_protocol_features(self, _nothing: vu.Nothing, _request: Request) -> vu.ProtocolFeatures:
+        return vu.ProtocolFeatures(self._offered_protocol_features)
 
-    def set_protocol_features(self, number: vu.Number, _request: Request) -> None:
+    def set_protocol_features(self, number: vu.ProtocolFeatures, _request: Request) -> None:
         unknown = number.u64 & ~self._offered_protocol_features
         if unknown:
             raise PeerError(f"features {number.u64:#x} have bits never offered: {unknown:#x}")
         self.acked_protocol_features = number.u64
 
-    def get_queue_num(self, _nothing: vu.Nothing, _request: Request) -> bytes:
+    def get_queue_num(self, _nothing: vu.Nothing, _request: Request) -> vu.Number:
         # QEMU and DPDK take the answer for queue pairs, cloud-hypervisor for rings and wants at
         # least its own number.  The larger answer serves both; a QEMU that then asks for more
         # pairs than there are is told so by `_check_index`.
-        return vu.NUMBER.pack(vu.Number(min(self._device.n_rings, MAX_QUEUE_NUM)))
+        return vu.Number(min(self._device.n_rings, MAX_QUEUE_NUM))
 
     # --- Owner, status, reset ------------------------------------------------------------------
 
@@ -225,13 +234,13 @@ class Session:
     def reset_device(self, _nothing: vu.Nothing, _request: Request) -> None:
         self._device.reset_device()
 
-    def set_status(self, number: vu.Number, _request: Request) -> None:
+    def set_status(self, number: vu.Status, _request: Request) -> None:
         if number.u64 > 0xFF:
             raise PeerError(f"status {number.u64:#x} is more than a byte")
         self._device.set_status(number.u64)
 
-    def get_status(self, _nothing: vu.Nothing, _request: Request) -> bytes:
-        return vu.NUMBER.pack(vu.Number(self._device.get_status()))
+    def get_status(self, _nothing: vu.Nothing, _request: Request) -> vu.Status:
+        return vu.Status(self._device.get_status())
 
     # --- Memory --------------------------------------------------------------------------------
 
@@ -252,8 +261,8 @@ class Session:
         ]
         self._device.set_mem_table(regions, request.fds)
 
-    def get_max_mem_slots(self, _nothing: vu.Nothing, _request: Request) -> bytes:
-        return vu.NUMBER.pack(vu.Number(self._device.max_mem_slots))
+    def get_max_mem_slots(self, _nothing: vu.Nothing, _request: Request) -> vu.Number:
+        return vu.Number(self._device.max_mem_slots)
 
     def add_mem_reg(self, message: vu.SingleRegion, request: Request) -> None:
         self._device.add_mem_reg(message.region, request.fds[0])
@@ -273,10 +282,10 @@ class Session:
         else:
             raise PeerError(f"IOTLB message type {message.type} is neither update nor invalidate")
 
-    def set_log_base(self, log: vu.Log, request: Request) -> bytes:
+    def set_log_base(self, log: vu.Log, request: Request) -> vu.Number:
         self._device.set_log_base(log.mmap_size, log.mmap_offset, request.fds[0])
         # With LOG_SHMFD there is always a reply; nobody looks at its content.
-        return vu.NUMBER.pack(vu.Number(0))
+        return vu.Number(0)
 
     def set_log_fd(self, _nothing: vu.Nothing, request: Request) -> None:
         self._device.set_log_fd(request.fds.pop())
@@ -295,11 +304,11 @@ class Session:
         self._check_index(state.index)
         self._device.set_vring_base(state.index, state.num)
 
-    def get_vring_base(self, state: vu.VringState, _request: Request) -> bytes:
+    def get_vring_base(self, state: vu.VringState, _request: Request) -> vu.VringState:
         # state.num means nothing here; DPDK leaves garbage in it.
         self._check_index(state.index)
         base = self._device.get_vring_base(state.index)
-        return vu.VRING_STATE.pack(vu.VringState(state.index, base))
+        return vu.VringState(state.index, base)
 
     def set_vring_enable(self, state: vu.VringState, _request: Request) -> None:
         self._check_index(state.index)
@@ -307,16 +316,16 @@ class Session:
             raise PeerError(f"ring {state.index}: {state.num} is neither 0 nor 1")
         self._device.set_vring_enable(state.index, bool(state.num))
 
-    def set_vring_kick(self, number: vu.Number, request: Request) -> None:
+    def set_vring_kick(self, number: vu.VringFile, request: Request) -> None:
         self._device.set_vring_kick(*self._take_vring_fd(number, request))
 
-    def set_vring_call(self, number: vu.Number, request: Request) -> None:
+    def set_vring_call(self, number: vu.VringFile, request: Request) -> None:
         self._device.set_vring_call(*self._take_vring_fd(number, request))
 
-    def set_vring_err(self, number: vu.Number, request: Request) -> None:
+    def set_vring_err(self, number: vu.VringFile, request: Request) -> None:
         self._device.set_vring_err(*self._take_vring_fd(number, request))
 
-    def _take_vring_fd(self, number: vu.Number, request: Request) -> tuple[int, int | None]:
+    def _take_vring_fd(self, number: vu.VringFile, request: Request) -> tuple[int, int | None]:
         """The ring's index and the descriptor, which leaves the request for the device."""
         unknown = number.u64 & ~(vu.VHOST_USER_VRING_IDX_MASK | vu.VHOST_USER_VRING_NOFD_MASK)
         if unknown:
@@ -347,6 +356,7 @@ def _number_reply(request: Request, number: int) -> bytes:
 
 
 P = TypeVar("P")
+R = TypeVar("R")
 
 
 def _ack(
@@ -354,24 +364,26 @@ def _ack(
     layout: Layout[P],
     handler: Callable[[Session, P, Request], None],
     *,
+    items: Layout[Any] | None = None,
     fds: tuple[int, int] = (0, 0),
     feature: int | None = None,
     is_longer_allowed: bool = False,
 ) -> Rule:
     """Declare a message that is acknowledged, if at all."""
-    return Rule(number, layout, is_longer_allowed, *fds, Answer.ACK, feature, handler)
+    return Rule(number, layout, items, is_longer_allowed, *fds, Answer.ACK, feature, None, handler)
 
 
 def _reply(
     number: int,
     layout: Layout[P],
-    handler: Callable[[Session, P, Request], bytes],
+    reply: Layout[R],
+    handler: Callable[[Session, P, Request], R],
     *,
     fds: tuple[int, int] = (0, 0),
     feature: int | None = None,
 ) -> Rule:
     """Declare a message with a reply of its own."""
-    return Rule(number, layout, False, *fds, Answer.REPLY, feature, handler)
+    return Rule(number, layout, None, False, *fds, Answer.REPLY, feature, reply, handler)
 
 
 _BACKEND_REQ = vu.VHOST_USER_PROTOCOL_F_BACKEND_REQ
@@ -383,29 +395,48 @@ _STATUS = vu.VHOST_USER_PROTOCOL_F_STATUS
 RULES: dict[int, Rule] = {
     rule.number: rule
     for rule in (
-        _reply(vu.VHOST_USER_GET_FEATURES, vu.NOTHING, Session.get_features),
-        _ack(vu.VHOST_USER_SET_FEATURES, vu.NUMBER, Session.set_features),
+        _reply(vu.VHOST_USER_GET_FEATURES, vu.NOTHING, vu.FEATURES, Session.get_features),
+        _ack(vu.VHOST_USER_SET_FEATURES, vu.FEATURES, Session.set_features),
         _ack(vu.VHOST_USER_SET_OWNER, vu.NOTHING, Session.set_owner),
         _ack(vu.VHOST_USER_RESET_OWNER, vu.NOTHING, Session.reset_owner),
         _ack(
             vu.VHOST_USER_SET_MEM_TABLE,
             vu.MEMORY_TABLE_HEAD,
             Session.set_mem_table,
+            items=vu.MEMORY_REGION,
             fds=(0, MAX_FDS),
             is_longer_allowed=True,
         ),
-        _reply(vu.VHOST_USER_SET_LOG_BASE, vu.LOG, Session.set_log_base, fds=(1, 1), feature=_LOG),
+        _reply(
+            vu.VHOST_USER_SET_LOG_BASE,
+            vu.LOG,
+            vu.NUMBER,
+            Session.set_log_base,
+            fds=(1, 1),
+            feature=_LOG,
+        ),
         _ack(vu.VHOST_USER_SET_LOG_FD, vu.NOTHING, Session.set_log_fd, fds=(1, 1), feature=_LOG),
         _ack(vu.VHOST_USER_SET_VRING_NUM, vu.VRING_STATE, Session.set_vring_num),
         _ack(vu.VHOST_USER_SET_VRING_ADDR, vu.VRING_ADDR, Session.set_vring_addr),
         _ack(vu.VHOST_USER_SET_VRING_BASE, vu.VRING_STATE, Session.set_vring_base),
-        _reply(vu.VHOST_USER_GET_VRING_BASE, vu.VRING_STATE, Session.get_vring_base),
-        _ack(vu.VHOST_USER_SET_VRING_KICK, vu.NUMBER, Session.set_vring_kick, fds=(0, 1)),
-        _ack(vu.VHOST_USER_SET_VRING_CALL, vu.NUMBER, Session.set_vring_call, fds=(0, 1)),
-        _ack(vu.VHOST_USER_SET_VRING_ERR, vu.NUMBER, Session.set_vring_err, fds=(0, 1)),
-        _reply(vu.VHOST_USER_GET_PROTOCOL_FEATURES, vu.NOTHING, Session.get_protocol_features),
-        _ack(vu.VHOST_USER_SET_PROTOCOL_FEATURES, vu.NUMBER, Session.set_protocol_features),
-        _reply(vu.VHOST_USER_GET_QUEUE_NUM, vu.NOTHING, Session.get_queue_num, feature=_MQ),
+        _reply(
+            vu.VHOST_USER_GET_VRING_BASE, vu.VRING_STATE, vu.VRING_STATE, Session.get_vring_base
+        ),
+        _ack(vu.VHOST_USER_SET_VRING_KICK, vu.VRING_FILE, Session.set_vring_kick, fds=(0, 1)),
+        _ack(vu.VHOST_USER_SET_VRING_CALL, vu.VRING_FILE, Session.set_vring_call, fds=(0, 1)),
+        _ack(vu.VHOST_USER_SET_VRING_ERR, vu.VRING_FILE, Session.set_vring_err, fds=(0, 1)),
+        _reply(
+            vu.VHOST_USER_GET_PROTOCOL_FEATURES,
+            vu.NOTHING,
+            vu.PROTOCOL_FEATURES,
+            Session.get_protocol_features,
+        ),
+        _ack(
+            vu.VHOST_USER_SET_PROTOCOL_FEATURES, vu.PROTOCOL_FEATURES, Session.set_protocol_features
+        ),
+        _reply(
+            vu.VHOST_USER_GET_QUEUE_NUM, vu.NOTHING, vu.NUMBER, Session.get_queue_num, feature=_MQ
+        ),
         _ack(vu.VHOST_USER_SET_VRING_ENABLE, vu.VRING_STATE, Session.set_vring_enable),
         _ack(
             vu.VHOST_USER_SEND_RARP,
@@ -434,7 +465,11 @@ RULES: dict[int, Rule] = {
             feature=vu.VHOST_USER_PROTOCOL_F_RESET_DEVICE,
         ),
         _reply(
-            vu.VHOST_USER_GET_MAX_MEM_SLOTS, vu.NOTHING, Session.get_max_mem_slots, feature=_SLOTS
+            vu.VHOST_USER_GET_MAX_MEM_SLOTS,
+            vu.NOTHING,
+            vu.NUMBER,
+            Session.get_max_mem_slots,
+            feature=_SLOTS,
         ),
         _ack(
             vu.VHOST_USER_ADD_MEM_REG,
@@ -450,8 +485,10 @@ RULES: dict[int, Rule] = {
             fds=(0, 1),
             feature=_SLOTS,
         ),
-        _ack(vu.VHOST_USER_SET_STATUS, vu.NUMBER, Session.set_status, feature=_STATUS),
-        _reply(vu.VHOST_USER_GET_STATUS, vu.NOTHING, Session.get_status, feature=_STATUS),
+        _ack(vu.VHOST_USER_SET_STATUS, vu.STATUS, Session.set_status, feature=_STATUS),
+        _reply(
+            vu.VHOST_USER_GET_STATUS, vu.NOTHING, vu.STATUS, Session.get_status, feature=_STATUS
+        ),
     )
 }
 """Every message that is answered, by number."""

@@ -7,10 +7,30 @@ vhost-user took over unchanged (vring state, vring addr) are declared in `uapi/v
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
-from vhostnet.uapi.vhost_user import VRING_ADDR, VRING_STATE, VringAddr, VringState
-from vhostnet.uapi.wire import I32, U8, U16, U32, U64, Layout
+from vhostnet.uapi.vhost_user import (
+    IOTLB_MESSAGE_NAMES,
+    NOTHING,
+    VRING_ADDR,
+    VRING_STATE,
+    VringAddr,
+    VringState,
+)
+from vhostnet.uapi.virtio import FEATURE_NAMES
+from vhostnet.uapi.wire import (
+    ADDRESS,
+    I32,
+    U8,
+    U16,
+    U32,
+    U64,
+    Bits,
+    Form,
+    Layout,
+    SizeFrom,
+    Values,
+)
 
 __all__ = ["VRING_ADDR", "VRING_STATE", "VringAddr", "VringState"]
 
@@ -84,6 +104,43 @@ IOCTL_NAMES: Final[dict[int, str]] = {
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """A word of features: virtio's, and two of vhost's."""
+
+    features: Annotated[
+        int, "Q", Bits({**FEATURE_NAMES, VHOST_NET_F_VIRTIO_NET_HDR: "VIRTIO_NET_HDR"})
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class BackendFeatures:
+    """The word of VHOST_GET_ and VHOST_SET_BACKEND_FEATURES."""
+
+    features: Annotated[int, "Q", Bits({VHOST_BACKEND_F_IOTLB_MSG_V2: "IOTLB_MSG_V2"})]
+
+
+@dataclass(frozen=True, slots=True)
+class LogBase:
+    """Where the dirty bitmap lies in the owner's process."""
+
+    log_base: ADDRESS
+
+
+@dataclass(frozen=True, slots=True)
+class LogFile:
+    """The descriptor that is signalled for the dirty log, or -1."""
+
+    fd: I32
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """A byte that is 0 or 1."""
+
+    enabled: U8
+
+
+@dataclass(frozen=True, slots=True)
 class VringFile:
     """A descriptor for a ring: kick, call, err or backend.
 
@@ -127,9 +184,9 @@ class MemoryRegion:
         };
     """
 
-    guest_phys_addr: U64
-    memory_size: U64
-    userspace_addr: U64
+    guest_phys_addr: ADDRESS
+    memory_size: Annotated[int, "Q", SizeFrom("guest_phys_addr")]
+    userspace_addr: ADDRESS
     flags_padding: U64
 
 
@@ -160,11 +217,11 @@ class IotlbMsg:
         };                      /* padded to 32 bytes */
     """
 
-    iova: U64
-    size: U64
-    uaddr: U64
-    perm: U8
-    type: U8
+    iova: ADDRESS
+    size: Annotated[int, "Q", SizeFrom("iova")]
+    uaddr: ADDRESS
+    perm: Annotated[int, "B", Bits({0: "RO", 1: "WO"})]
+    type: Annotated[int, "B", Values(IOTLB_MESSAGE_NAMES)]
     padding_16: U16 = 0
     padding_32: U32 = 0
 
@@ -198,3 +255,32 @@ MEMORY_REGION: Final = Layout(MemoryRegion)
 FEATURES_HEAD: Final = Layout(FeaturesHead)
 IOTLB_MSG: Final = Layout(IotlbMsg)
 MSG: Final = Layout(Msg)
+FEATURES: Final = Layout(Features)
+BACKEND_FEATURES: Final = Layout(BackendFeatures)
+
+IOCTL_FORMS: Final[dict[int, Form]] = {
+    VHOST_GET_FEATURES: Form(FEATURES),
+    VHOST_SET_FEATURES: Form(FEATURES),
+    VHOST_SET_OWNER: Form(NOTHING),
+    VHOST_RESET_OWNER: Form(NOTHING),
+    VHOST_SET_MEM_TABLE: Form(MEMORY_HEAD, MEMORY_REGION),
+    VHOST_SET_LOG_BASE: Form(Layout(LogBase)),
+    VHOST_SET_LOG_FD: Form(Layout(LogFile)),
+    VHOST_SET_VRING_NUM: Form(VRING_STATE),
+    VHOST_SET_VRING_ADDR: Form(VRING_ADDR),
+    VHOST_SET_VRING_BASE: Form(VRING_STATE),
+    VHOST_GET_VRING_BASE: Form(VRING_STATE),
+    VHOST_SET_VRING_KICK: Form(VRING_FILE),
+    VHOST_SET_VRING_CALL: Form(VRING_FILE),
+    VHOST_SET_VRING_ERR: Form(VRING_FILE),
+    VHOST_SET_VRING_BUSYLOOP_TIMEOUT: Form(VRING_STATE),
+    VHOST_GET_VRING_BUSYLOOP_TIMEOUT: Form(VRING_STATE),
+    VHOST_SET_BACKEND_FEATURES: Form(BACKEND_FEATURES),
+    VHOST_GET_BACKEND_FEATURES: Form(BACKEND_FEATURES),
+    VHOST_NET_SET_BACKEND: Form(VRING_FILE),
+    VHOST_GET_FEATURES_ARRAY: Form(FEATURES_HEAD, FEATURES),
+    VHOST_SET_FEATURES_ARRAY: Form(FEATURES_HEAD, FEATURES),
+    VHOST_SET_FORK_FROM_OWNER: Form(Layout(Switch)),
+    VHOST_GET_FORK_FROM_OWNER: Form(Layout(Switch)),
+}
+"""What the argument of each ioctl that is answered points at, whichever way it is copied."""

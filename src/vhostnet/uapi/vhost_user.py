@@ -8,9 +8,10 @@ its mask is `1 << F`.  Only the structs of messages that this back-end answers a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
-from vhostnet.uapi.wire import U8, U16, U32, U64, Layout
+from vhostnet.uapi.virtio import FEATURE_NAMES, STATUS_NAMES
+from vhostnet.uapi.wire import ADDRESS, U16, U32, U64, Bits, Layout, SizeFrom, Values
 
 # --- Requests of the front-end, in the order of the document -----------------------------------
 VHOST_USER_GET_FEATURES: Final = 1
@@ -145,6 +146,36 @@ class Number:
 
 
 @dataclass(frozen=True, slots=True)
+class Features:
+    """The number of GET_FEATURES and SET_FEATURES: virtio's bits, and two of vhost's."""
+
+    u64: Annotated[
+        int, "Q", Bits({**FEATURE_NAMES, VHOST_USER_F_PROTOCOL_FEATURES: "PROTOCOL_FEATURES"})
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class ProtocolFeatures:
+    """The number of GET_PROTOCOL_FEATURES and SET_PROTOCOL_FEATURES."""
+
+    u64: Annotated[int, "Q", Bits(PROTOCOL_FEATURE_NAMES)]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The number of GET_STATUS and SET_STATUS: virtio's device status, a byte."""
+
+    u64: Annotated[int, "Q", Bits(STATUS_NAMES)]
+
+
+@dataclass(frozen=True, slots=True)
+class VringFile:
+    """The number of SET_VRING_KICK, _CALL and _ERR: a ring's index, and bit 8: no descriptor."""
+
+    u64: Annotated[int, "Q", Bits({8: "NOFD"}, VHOST_USER_VRING_IDX_MASK)]
+
+
+@dataclass(frozen=True, slots=True)
 class VringState:
     """The document's "Vring state description".
 
@@ -175,10 +206,10 @@ class VringAddr:
 
     index: U32
     flags: U32
-    desc_user_addr: U64
-    used_user_addr: U64
-    avail_user_addr: U64
-    log_guest_addr: U64
+    desc_user_addr: ADDRESS
+    used_user_addr: ADDRESS
+    avail_user_addr: ADDRESS
+    log_guest_addr: ADDRESS
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +224,17 @@ class Log:
         } VhostUserLog;
     """
 
-    mmap_size: U64
-    mmap_offset: U64
+    mmap_size: ADDRESS
+    mmap_offset: ADDRESS
 
 
 LOG: Final = Layout(Log)
+
+
+VHOST_IOTLB_MISS: Final = 1
+VHOST_IOTLB_UPDATE: Final = 2
+VHOST_IOTLB_INVALIDATE: Final = 3
+IOTLB_MESSAGE_NAMES: Final = {1: "MISS", 2: "UPDATE", 3: "INVALIDATE", 4: "ACCESS_FAIL"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,19 +252,16 @@ class Iotlb:
         };                   /* and 6 bytes of padding */
     """
 
-    iova: U64
-    size: U64
-    uaddr: U64
-    perm: U8
-    type: U8
+    iova: ADDRESS
+    size: Annotated[int, "Q", SizeFrom("iova")]
+    uaddr: ADDRESS
+    perm: Annotated[int, "B", Bits({0: "RO", 1: "WO"})]
+    type: Annotated[int, "B", Values(IOTLB_MESSAGE_NAMES)]
     padding1: U16
     padding2: U32
 
 
 IOTLB: Final = Layout(Iotlb)
-VHOST_IOTLB_MISS: Final = 1
-VHOST_IOTLB_UPDATE: Final = 2
-VHOST_IOTLB_INVALIDATE: Final = 3
 
 # Requests of our own, on the back-end channel.
 VHOST_USER_BACKEND_IOTLB_MSG: Final = 1
@@ -247,10 +281,10 @@ class MemoryRegion:
         } VhostUserMemoryRegion;
     """
 
-    guest_phys_addr: U64
-    memory_size: U64
-    userspace_addr: U64
-    mmap_offset: U64
+    guest_phys_addr: ADDRESS
+    memory_size: Annotated[int, "Q", SizeFrom("guest_phys_addr")]
+    userspace_addr: ADDRESS
+    mmap_offset: ADDRESS
 
     @property
     def key(self) -> tuple[int, int, int]:
@@ -294,6 +328,10 @@ class SingleRegion:
 HEADER: Final = Layout(Header)
 NOTHING: Final = Layout(Nothing)
 NUMBER: Final = Layout(Number)
+FEATURES: Final = Layout(Features)
+PROTOCOL_FEATURES: Final = Layout(ProtocolFeatures)
+STATUS: Final = Layout(Status)
+VRING_FILE: Final = Layout(VringFile)
 VRING_STATE: Final = Layout(VringState)
 VRING_ADDR: Final = Layout(VringAddr)
 MEMORY_REGION: Final = Layout(MemoryRegion)

@@ -24,13 +24,21 @@ VHOST_F_LOG_ALL = 26
 VIRTIO_NET_F_CSUM = 0
 VIRTIO_NET_F_GUEST_CSUM = 1
 VIRTIO_NET_F_MTU = 3
+VIRTIO_NET_F_MAC = 5
+VIRTIO_NET_F_GSO = 6
 VIRTIO_NET_F_GUEST_TSO4 = 7
 VIRTIO_NET_F_GUEST_TSO6 = 8
 VIRTIO_NET_F_GUEST_ECN = 9
+VIRTIO_NET_F_GUEST_UFO = 10
 VIRTIO_NET_F_HOST_TSO4 = 11
 VIRTIO_NET_F_HOST_TSO6 = 12
 VIRTIO_NET_F_HOST_ECN = 13
+VIRTIO_NET_F_HOST_UFO = 14
 VIRTIO_NET_F_MRG_RXBUF = 15
+VIRTIO_NET_F_STATUS = 16
+VIRTIO_NET_F_CTRL_VQ = 17
+VIRTIO_NET_F_CTRL_RX = 18
+VIRTIO_NET_F_GUEST_ANNOUNCE = 21
 VIRTIO_NET_F_MQ = 22
 VIRTIO_NET_F_GUEST_USO4 = 54
 VIRTIO_NET_F_GUEST_USO6 = 55
@@ -40,6 +48,16 @@ FEATURE_NAMES: dict[int, str] = {
     number: name.split("_F_", 1)[1]
     for name, number in sorted(globals().items())
     if "_F_" in name and isinstance(number, int)
+}
+
+# Section 2.1, the device status field: bit numbers (Linux's VIRTIO_CONFIG_S_*).
+STATUS_NAMES: dict[int, str] = {
+    0: "ACKNOWLEDGE",
+    1: "DRIVER",
+    2: "DRIVER_OK",
+    3: "FEATURES_OK",
+    6: "DEVICE_NEEDS_RESET",
+    7: "FAILED",
 }
 
 # struct virtq_desc, section 2.7.5: le64 addr, le32 len, le16 flags, le16 next.

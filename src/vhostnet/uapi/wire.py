@@ -1,22 +1,49 @@
-"""Declare a wire struct once; its size, packing and unpacking follow from the declaration.
+"""Declare a wire struct once; size, packing, unpacking and spelling follow from the declaration.
 
 A struct is a frozen dataclass whose fields are annotated with `U32`, `U64` … or with another
 such dataclass.  Numbers are in host byte order and unaligned ("=" of module `struct`): the
 declaration shows the padding of the C struct as fields, or it is not there.
+
+Behind a field's width may stand what its number means to people: `Bits`, `Values` or `SizeFrom`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import struct
-from collections.abc import Iterator
-from typing import Annotated, Any, Generic, TypeVar, get_type_hints
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Generic, NamedTuple, TypeVar, get_type_hints
+
+
+class Bits(NamedTuple):
+    """A word of bits: hexadecimal, and the names of those that are set.
+
+    Attributes:
+        number: a mask of bits that are a number in themselves, the lowest ones.
+    """
+
+    names: Mapping[int, str]
+    number: int = 0
+
+
+class Values(NamedTuple):
+    """One of several numbers that have names."""
+
+    names: Mapping[int, str]
+
+
+class SizeFrom(NamedTuple):
+    """Bytes from the address in another field of the struct on."""
+
+    field: str
+
 
 U8 = Annotated[int, "B"]
 U16 = Annotated[int, "H"]
 U32 = Annotated[int, "I"]
 U64 = Annotated[int, "Q"]
 I32 = Annotated[int, "i"]
+ADDRESS = Annotated[int, "Q", Bits({})]
 
 T = TypeVar("T")
 
@@ -56,6 +83,28 @@ def _numbers(value: Any) -> Iterator[int]:
             yield item
 
 
+class Field(NamedTuple):
+    """One field of a declared struct.
+
+    Attributes:
+        kind: the dataclass of a nested struct, or None for a number.
+        meaning: of a number: `Bits`, `Values`, `SizeFrom` or None.
+    """
+
+    name: str
+    kind: type[Any] | None
+    meaning: Bits | Values | SizeFrom | None
+
+
+def fields_of(cls: type[Any]) -> Iterator[Field]:
+    """The fields of a declared struct, in order."""
+    for field, kind in zip(dataclasses.fields(cls), _field_types(cls), strict=True):
+        if _is_struct(kind):
+            yield Field(field.name, kind, None)
+        else:
+            yield Field(field.name, None, (*kind.__metadata__, None)[1])
+
+
 class Layout(Generic[T]):
     """The bytes of one declared struct.
 
@@ -79,3 +128,10 @@ class Layout(Generic[T]):
         """The struct at `offset`; the caller has checked that `size` bytes are there."""
         built: T = _build(self.cls, iter(self._struct.unpack_from(data, offset)))
         return built
+
+
+class Form(NamedTuple):
+    """What the bytes of a message are: one struct and, behind it, any number of another."""
+
+    head: Layout[Any]
+    items: Layout[Any] | None = None

@@ -10,6 +10,8 @@ from vhostnet.device.kernel_verbs import KernelVerbs
 from vhostnet.device.owner_memory import OwnerMemory
 from vhostnet.device.vhost_net import VhostNet
 from vhostnet.frontdoors.event_loop import Loop
+from vhostnet.frontdoors.trace_file import TraceFile
+from vhostnet.frontdoors.traced_ioctl import TracedFile
 from vhostnet.frontdoors.vhost_ioctl import VhostFile
 
 from .abi import native
@@ -28,6 +30,7 @@ class TreeDevices:
         linux_abi: the version of Linux to behave as.
         memory_alarm: an eventfd that tells when an owner's memory file was cut short.
         serving: entered while calls are answered: the control socket.
+        trace: is told the calls.
     """
 
     def __init__(
@@ -37,9 +40,11 @@ class TreeDevices:
         serving: Callable[
             [Loop, Supervisor], AbstractContextManager[object]
         ] = lambda _loop, _calls: nullcontext(),
+        trace: TraceFile | None = None,
     ) -> None:
         self.serving = serving
         self._linux_abi = linux_abi
+        self._trace = trace
         self.memory_alarm = memory_alarm
         self._remote = PathReader(native()).remote
         #: Processes of which a thread was let go on into an exec while there were others: it may
@@ -48,7 +53,8 @@ class TreeDevices:
 
     def open(self, name: str) -> VhostFile:
         """A device of its own for an open file."""
-        return VhostFile(KernelVerbs(VhostNet(name, self._linux_abi), self._memory_of))
+        verbs = KernelVerbs(VhostNet(name, self._linux_abi), self._memory_of)
+        return VhostFile(verbs) if self._trace is None else TracedFile(verbs, self._trace, name)
 
     def _memory_of(self, pid: int) -> OwnerMemory:
         batched = self._remote and pid not in self._in_exec and _parent_of(pid) == os.getpid()
