@@ -6,6 +6,7 @@
     open_files    the same of `vhostnet run` and `vhostnet chardev`
     queries       query-*: what is read
     changes       what is changed
+    client        the other end, for `vhostnet ctl` and `vhostnet top`
     server        the socket, its clients, events
 
 The protocol itself is `protocol/qmp_*.py`.  All of it runs in the control thread, so what control

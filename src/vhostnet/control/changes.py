@@ -16,22 +16,23 @@ LEVELS = {
     "info": logging.INFO,
     "debug": logging.DEBUG,
 }
-#: Parts of the program that log by themselves: `vhostnet` is all of it.
-ROOT = "vhostnet"
+_ROOT = "vhostnet"
+#: The area that is all of it.
+ALL = "all"
 
 
-def log_set(daemon: Daemon, *, level: str, area: str = ROOT) -> dict[str, Any]:  # noqa: ARG001
+def log_set(daemon: Daemon, *, level: str, area: str = ALL) -> dict[str, Any]:  # noqa: ARG001
     """Change how much is logged: error, warning, info or debug; or inherit, for an area.
 
-    An area is a logger of Python's: `vhostnet` is all, `vhostnet.device` rings and features.
+    Areas are those of --log-level, and `all`.
     """
     logger = _logger(area)
-    if level == "inherit" and area != ROOT:
+    if level == "inherit" and area != ALL:
         logger.setLevel(logging.NOTSET)
     elif level in LEVELS:
         logger.setLevel(LEVELS[level])
     else:
-        inherit = "" if area == ROOT else ", inherit"
+        inherit = "" if area == ALL else ", inherit"
         raise QmpError(f"log-set: '{level}' is not one of {', '.join(LEVELS)}{inherit}")
     return {"area": area, "level": logging.getLevelName(logger.getEffectiveLevel()).lower()}
 
@@ -87,17 +88,14 @@ def device_del(daemon: Daemon, *, device: str) -> None:
 
 
 def areas() -> list[str]:
-    """The loggers that there are, the root first."""
-    known = logging.Logger.manager.loggerDict
-    below = (
-        name
-        for name, logger in known.items()
-        if name.startswith(f"{ROOT}.") and isinstance(logger, logging.Logger)
-    )
-    return [ROOT, *sorted(below)]
+    """What logs by itself, as --log-level calls it: "all" and the loggers right below ours."""
+    known = logging.Logger.manager.loggerDict.items()
+    loggers = (name for name, logger in known if isinstance(logger, logging.Logger))
+    names = (name.removeprefix(f"{_ROOT}.") for name in loggers if name.startswith(f"{_ROOT}."))
+    return [ALL, *sorted(name for name in names if "." not in name)]
 
 
 def _logger(area: str) -> logging.Logger:
     if area not in areas():
         raise QmpError(f"there is no area '{area}' (there is: {', '.join(areas())})")
-    return logging.getLogger(area)
+    return logging.getLogger(_ROOT if area == ALL else f"{_ROOT}.{area}")

@@ -12,6 +12,7 @@ from vhostnet import __version__
 from vhostnet.datapath.codes import RING_ERRORS
 from vhostnet.device.ring_formats import PACKED, REMOTE_SPLIT
 from vhostnet.observe.statistics import device_statistics
+from vhostnet.uapi.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
 from vhostnet.uapi.virtio import feature_names
 
 from .daemon import Card, Daemon, cards_of
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 MAX_RANGES = 256
 
 _DIRECTION = ("rx", "tx")
+#: vhost-user's own, which virtio's names do not have.
+_NAMELESS = f"bit{VHOST_USER_F_PROTOCOL_FEATURES}"
 
 
 def query_version(daemon: Daemon) -> dict[str, Any]:
@@ -100,7 +103,9 @@ def _device(card: Card) -> dict[str, Any]:
         **card.facts,
         "queue-pairs": len(card.nets),
         "running": any(ring.active for net in card.nets for ring in net.vqs),
-        "features": feature_names(features),
+        "features": [
+            name if name != _NAMELESS else "PROTOCOL_FEATURES" for name in feature_names(features)
+        ],
         "features-mask": f"{features:#x}",
     }
 

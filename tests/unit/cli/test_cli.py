@@ -35,9 +35,9 @@ NULL = ["--backend", "null"]
 PORTS = ["--device", "socket=s,backend=port:x", "--device", "socket=t,backend=port:x"]
 
 WRONG = [
-    ([], "a command is needed: serve, run, chardev, check, replay, warm, bench, demo"),
+    ([], f"a command is needed: {', '.join(COMMANDS)}"),
     (["serv"], "there is no command 'serv' (did you mean serve?)"),
-    (["frobnicate"], "commands are serve, run, chardev, check, replay, warm, bench, demo"),
+    (["frobnicate"], f"commands are {', '.join(COMMANDS)}"),
     (["--versoin"], "there is no option --versoin (did you mean --version?)"),
     (["chardev", "--name", "a/b"], "--name: 'a/b' can be no node's name"),
     (["chardev", "--mode", "99"], "--mode: '99' is not an octal mode such as 660"),

@@ -17,6 +17,7 @@ from qemu.qmp import EventListener, ExecuteError, QMPClient
 from driver_ring import GPA
 from front_end import FrontEnd, Guest
 from serve_process import ServeProcess
+from vhostnet.cli import logs
 from vhostnet.cli.options import DEVICE_KEYS
 from vhostnet.control.table import COMMANDS
 from vhostnet.datapath.codes import RING_BAD_NEXT, RING_ERRORS
@@ -135,7 +136,7 @@ def test_a_session_is_seen_from_connect_to_disconnect(daemon, guest):
 
         (device,) = await qmp.execute("query-devices")
         assert (device["connected"], device["pid"]) == (True, os.getpid())
-        assert {"VERSION_1", "MRG_RXBUF", "INDIRECT_DESC"} <= set(device["features"])
+        assert {"VERSION_1", "MRG_RXBUF", "PROTOCOL_FEATURES"} <= set(device["features"])
 
         (memory,) = await qmp.execute("query-memory")
         (region,) = memory["regions"]
@@ -265,15 +266,16 @@ def test_log_levels_change_while_it_runs(daemon):
         return daemon.lines()
 
     assert not [line for line in chatter() if "features" in line]
-    assert daemon.execute("log-set", area="vhostnet.device", level="debug") == {
-        "area": "vhostnet.device",
+    assert daemon.execute("log-set", area="device", level="debug") == {
+        "area": "device",
         "level": "debug",
     }
     assert [line for line in chatter() if "features" in line]
     areas = {area["area"]: area for area in daemon.execute("query-log")}
-    assert areas["vhostnet.device"] == {"area": "vhostnet.device", "level": "debug", "own": True}
-    assert areas["vhostnet"]["level"] == "info"
-    daemon.execute("log-set", area="vhostnet.device", level="inherit")
+    assert areas["device"] == {"area": "device", "level": "debug", "own": True}
+    assert areas.pop("all") == {"area": "all", "level": "info", "own": True}
+    assert set(areas) <= set(logs.AREAS)
+    daemon.execute("log-set", area="device", level="inherit")
     assert not [line for line in chatter() if "features" in line]
     for wrong, why in (
         ({"level": "loud"}, "not one of"),
