@@ -10,16 +10,18 @@ import argparse
 import contextlib
 import dataclasses
 import resource
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vhostnet.cli import logs
 from vhostnet.cli.control_socket import check_control, control_socket, listen
 from vhostnet.cli.daemon_setup import leaving_at_once, warm
+from vhostnet.cli.observing import MetricsDoor, observed
 from vhostnet.cli.option_kinds import Group, Mode, NodeName, Switch
 from vhostnet.cli.options import (
     CONTROL,
     LINUX_ABI,
+    METRICS,
     Option,
     add_options,
     log_options,
@@ -30,6 +32,7 @@ from vhostnet.cli.options import (
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
 from vhostnet.frontdoors.cuse_channel import open_cuse
 from vhostnet.frontdoors.cuse_daemon import serve_cuse
+from vhostnet.frontdoors.cuse_files import CuseFiles
 from vhostnet.frontdoors.cuse_node import CuseNode, NodeOptions
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.trace_file import TraceFile
@@ -81,6 +84,7 @@ OPTIONS = (
         default=False,
     ),
     dataclasses.replace(LINUX_ABI, group="what it is"),
+    METRICS,
     ready_option("the node can be opened"),
     CONTROL,
     *log_options(),
@@ -128,6 +132,15 @@ def main(args: argparse.Namespace) -> int:
             verbs = KernelVerbs(net, OwnerMemory)
             return VhostFile(verbs) if trace is None else TracedFile(verbs, trace, name)
 
+        @contextlib.contextmanager
+        def beside(files: CuseFiles) -> Iterator[None]:
+            daemon = FilesDaemon("chardev", files.devices)
+            with (
+                control_socket(loop, listen(settings["control"]), lambda: daemon),
+                observed(loop, daemon.cards, MetricsDoor(settings["metrics"])),
+            ):
+                yield
+
         with contextlib.closing(Loop()) as loop:
             return serve_cuse(
                 loop,
@@ -136,11 +149,7 @@ def main(args: argparse.Namespace) -> int:
                 make_device,
                 lambda: tell_ready(settings["ready-fd"]),
                 memory_alarm=memory_alarm,
-                serving=lambda files: control_socket(
-                    loop,
-                    listen(settings["control"]),
-                    lambda: FilesDaemon("chardev", files.devices),
-                ),
+                serving=beside,
             )
 
 

@@ -19,6 +19,7 @@ from vhostnet.cli.parser import nearest
 from vhostnet.errors import UsageError
 from vhostnet.frontdoors.cuse_node import check_name
 from vhostnet.frontdoors.listening_socket import check_path, group_id
+from vhostnet.frontdoors.metrics_server import MetricsAddress, parse_address
 
 #: What a device can be called: in log lines, in systemd's LISTEN_FDNAMES, in a file's header.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
@@ -252,3 +253,19 @@ class Backend:
 
     def from_toml(self, value: object) -> str:
         return self.from_text(text_of(value, "tap:tap0"))
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """Where metrics are to be had, see `frontdoors.metrics_server`."""
+
+    metavar: str = "tcp:HOST:PORT|unix:PATH"
+
+    def from_text(self, text: str) -> MetricsAddress:
+        try:
+            return parse_address(text)
+        except UsageError as error:
+            raise WrongValue(str(error)) from None
+
+    def from_toml(self, value: object) -> MetricsAddress:
+        return self.from_text(text_of(value, "tcp:127.0.0.1:9743"))

@@ -20,6 +20,7 @@ from vhostnet.cli.option_kinds import (
     Group,
     Kind,
     LogLevels,
+    Metrics,
     Mode,
     Name,
     Number,
@@ -242,6 +243,13 @@ def ready_option(when: str) -> Option:
     return Option("ready-fd", Number(0, MAX_FD), text, HOW, in_file=False)
 
 
+METRICS = Option(
+    "metrics",
+    Metrics(),
+    "answer Prometheus there, at /metrics (default: nowhere)",
+    HOW,
+)
+
 CONFIG = Option(
     "config",
     Text("FILE", "/etc/vhostnet.toml"),
@@ -255,6 +263,7 @@ DAEMON_OPTIONS = (
     CONFIG,
     *SOCKET_OPTIONS,
     ONE_OFF,
+    METRICS,
     ready_option("front-ends may connect"),
     CONTROL,
     *log_options(),

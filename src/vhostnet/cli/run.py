@@ -7,18 +7,22 @@ imports numba is imported in the supervisor.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import logging
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from vhostnet.cli import logs
 from vhostnet.cli.control_socket import check_control, control_socket, listen
 from vhostnet.cli.daemon_setup import warm
+from vhostnet.cli.observing import MetricsDoor, observed
 from vhostnet.cli.options import (
     CONTROL,
     LINUX_ABI,
+    METRICS,
     add_options,
     log_options,
     trace_option,
@@ -29,7 +33,9 @@ from vhostnet.frontdoors.seccomp import tree
 from vhostnet.frontdoors.trace_file import TraceFile
 
 if TYPE_CHECKING:
+    from vhostnet.frontdoors.event_loop import Loop
     from vhostnet.frontdoors.seccomp.devices import TreeDevices
+    from vhostnet.frontdoors.seccomp.supervisor import Supervisor
 
 logger = logging.getLogger("vhostnet")
 
@@ -46,6 +52,7 @@ OPTIONS = tuple(
     dataclasses.replace(option, group=GROUP)
     for option in (
         LINUX_ABI,
+        METRICS,
         CONTROL,
         *log_options("warning"),
         trace_option("each ioctl, read and write of the device"),
@@ -93,10 +100,7 @@ def main(args: argparse.Namespace) -> int:
     check_control(settings["control"])
     path = settings["trace"]
     trace = None if path is None else TraceFile(path, of_ioctls=True)
-    return tree.run(
-        args.command,
-        functools.partial(_load, settings["linux-abi"], settings["control"], log_fd, trace),
-    )
+    return tree.run(args.command, functools.partial(_load, settings, log_fd, trace))
 
 
 def _open_log(path: str) -> int:
@@ -106,7 +110,7 @@ def _open_log(path: str) -> int:
         raise HostError(f"--log-file: {path}: {e.strerror}", e.errno or 0) from e
 
 
-def _load(linux_abi: str, control: str | None, log_fd: int, trace: TraceFile | None) -> TreeDevices:
+def _load(settings: Mapping[str, Any], log_fd: int, trace: TraceFile | None) -> TreeDevices:
     """In the supervisor: all that is large."""
     if log_fd >= 0:
         logs.send_to(os.fdopen(log_fd, "w", buffering=1))
@@ -119,12 +123,15 @@ def _load(linux_abi: str, control: str | None, log_fd: int, trace: TraceFile | N
     if not catalogue.is_warm(names) and not logger.isEnabledFor(logging.INFO):
         logger.warning("compiling the data path (once; some seconds)")
     warm(names, "the character device")
-    listening = listen(control)
-    return TreeDevices(
-        linux_abi,
-        lost_memory_raw.install(),
-        lambda loop, calls: control_socket(
-            loop, listening, lambda: FilesDaemon("run", calls.files)
-        ),
-        trace,
-    )
+    listening, metrics = listen(settings["control"]), MetricsDoor(settings["metrics"])
+
+    @contextlib.contextmanager
+    def beside(loop: Loop, calls: Supervisor) -> Iterator[None]:
+        daemon = FilesDaemon("run", calls.files)
+        with (
+            control_socket(loop, listening, lambda: daemon),
+            observed(loop, daemon.cards, metrics),
+        ):
+            yield
+
+    return TreeDevices(settings["linux-abi"], lost_memory_raw.install(), beside, trace)

@@ -19,6 +19,7 @@ from vhostnet.cli.config_file import read_config
 from vhostnet.cli.control_socket import check_control, control_socket, listen
 from vhostnet.cli.daemon_setup import kernels_of, leaving_at_once, warm
 from vhostnet.cli.device_options import devices_of, port_pairs, refuse_beside
+from vhostnet.cli.observing import MetricsDoor, observed
 from vhostnet.cli.options import (
     DAEMON_OPTIONS,
     DEVICE_KEYS,
@@ -141,12 +142,15 @@ def main(args: argparse.Namespace) -> int:
 def _beside(
     loop: Loop, args: argparse.Namespace, settings: Mapping[str, Any], cards: ServedCards
 ) -> Iterator[None]:
-    """What there is beside the devices, as long as there are some: control socket, reload."""
+    """What there is beside the devices, as long as there are some."""
     daemon = ServeDaemon(loop, cards)
     if args.config is not None:
         reload = Reload(lambda: _understand(args), settings, daemon, cards)
         loop.on_each_signal(signal.SIGHUP, reload)
-    with control_socket(loop, listen(settings["control"]), lambda: daemon):
+    with (
+        control_socket(loop, listen(settings["control"]), lambda: daemon),
+        observed(loop, daemon.cards, MetricsDoor(settings["metrics"])),
+    ):
         yield
 
 

@@ -7,23 +7,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from instance import RX, TX, Instance
+from instance import RX, TX, Instance, OneCard
 from vhostnet.backends import open_backend
 from vhostnet.datapath.layout import COUNTERS, WORKER_COUNTERS
 from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
 from vhostnet.observe.statistics import device_statistics
 
 FRAME = bytes(60)
-
-
-class Card:
-    """An instance as the character device's doors show it: the backend is its client's."""
-
-    name = "card"
-    backend = None
-
-    def __init__(self, instance: Instance) -> None:
-        self.nets = [instance.net]
 
 
 @pytest.fixture
@@ -41,7 +31,7 @@ def send(instance: Instance, n: int) -> None:
 
 def test_the_tree_tells_what_the_worker_has_counted(instance: Instance) -> None:
     send(instance, 3)
-    tree = device_statistics(Card(instance))
+    tree = device_statistics(OneCard(instance.net))
     [pair] = tree["pairs"]
     assert pair["tx"]["counters"]["packets"] == 3
     assert pair["tx"]["counters"]["bytes"] == 3 * (instance.hdr_len + len(FRAME))
@@ -52,7 +42,7 @@ def test_the_tree_tells_what_the_worker_has_counted(instance: Instance) -> None:
 
 
 def test_the_tree_has_every_counter_and_is_fit_for_json(instance: Instance) -> None:
-    tree = json.loads(json.dumps(device_statistics(Card(instance))))
+    tree = json.loads(json.dumps(device_statistics(OneCard(instance.net))))
     [pair] = tree["pairs"]
     for direction in ("rx", "tx"):
         assert set(pair[direction]["counters"]) == set(COUNTERS)
@@ -61,14 +51,14 @@ def test_the_tree_has_every_counter_and_is_fit_for_json(instance: Instance) -> N
 
 def test_counters_go_on_over_owners(instance: Instance) -> None:
     send(instance, 3)
-    before = device_statistics(Card(instance))["pairs"][0]
+    before = device_statistics(OneCard(instance.net))["pairs"][0]
     instance.net.reset_owner()
-    without = device_statistics(Card(instance))["pairs"][0]
+    without = device_statistics(OneCard(instance.net))["pairs"][0]
     assert without["tx"]["counters"] == before["tx"]["counters"]
     assert without["worker"]["runs"] >= before["worker"]["runs"]
     assert instance.net.tx.counters()["packets"] == 0  # those of the new owner, who did nothing
     instance.net.set_owner(1)
-    again = device_statistics(Card(instance))["pairs"][0]
+    again = device_statistics(OneCard(instance.net))["pairs"][0]
     for name, count in without["worker"].items():
         assert again["worker"][name] >= count, name
 
@@ -79,7 +69,7 @@ def test_counters_go_on_over_a_change_of_the_rings_format(instance: Instance) ->
         instance.net.set_backend(index, None)
     packed = 1 << 34
     instance.net.set_features(instance.net.features | packed)
-    assert device_statistics(Card(instance))["pairs"][0]["tx"]["counters"]["packets"] == 3
+    assert device_statistics(OneCard(instance.net))["pairs"][0]["tx"]["counters"]["packets"] == 3
 
 
 def test_a_workers_time_is_busy_or_idle_and_both_only_grow(instance: Instance) -> None:
