@@ -13,6 +13,7 @@ from vhostnet.backends.tap import tap_queue
 from vhostnet.device.memory import MemoryTable, map_region
 from vhostnet.device.ring_formats import VringAddresses
 from vhostnet.device.vhost_net import VhostNet
+from vhostnet.device.vring import RemoteOwner
 from vhostnet.protocol.vhost_user_codec import Codec, Request, encode_message
 from vhostnet.uapi import vhost_user as vu
 from vhostnet.uapi.virtio import (
@@ -112,6 +113,32 @@ class InProcessBed:
 
     def close(self) -> None:
         self.tap.close()
+
+
+class OutOfReachBed(InProcessBed):
+    """The same device, which reaches the guest's memory with system calls.
+
+    Args:
+        batched: by pid, else through /proc/PID/mem.
+    """
+
+    name = "out of reach"
+
+    def __init__(self, *, batched: bool) -> None:
+        super().__init__()
+        self._mem_fd = os.open("/proc/self/mem", os.O_RDWR | os.O_CLOEXEC)
+        self._owner = RemoteOwner(os.getpid(), self._mem_fd, batched)
+
+    def open(self, **options: Any) -> NetDriver:
+        driver = super().open(**options)
+        assert self.transport is not None
+        net = self.transport.net
+        net.set_remote(self._owner, net.memory, net.memory)
+        return driver
+
+    def close(self) -> None:
+        super().close()
+        os.close(self._mem_fd)
 
 
 class VhostUserBed:

@@ -6,7 +6,7 @@ import os
 import threading
 
 import pytest
-from beds import InProcessBed, SocketTap, frame, in_process
+from beds import InProcessBed, OutOfReachBed, frame, in_process
 
 from vhostnet.backends.memory_backends import GenBackend, LoopBackend, NullBackend
 from vhostnet.datapath import catalogue
@@ -42,12 +42,19 @@ every_set = pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> None:
     if JIT_ENABLED:
-        catalogue.warm([s.name for s in catalogue.list_kernels() if "/packed/mapped" in s.name])
+        catalogue.warm([s.name for s in catalogue.list_kernels() if "packed/mapped" in s.name])
 
 
-@pytest.fixture
-def bed():
-    one = InProcessBed()
+BEDS = {
+    "mapped": InProcessBed,
+    "by pid": lambda: OutOfReachBed(batched=True),
+    "by file": lambda: OutOfReachBed(batched=False),
+}
+
+
+@pytest.fixture(params=BEDS.values(), ids=BEDS)
+def bed(request: pytest.FixtureRequest):
+    one = request.param()
     yield one
     one.close()
 
@@ -164,13 +171,12 @@ def test_stamped_frames_come_back_in_sequence() -> None:
 
 
 @pytest.mark.parametrize("case", PACKED.values(), ids=PACKED)
-def test_the_device_survives_a_broken_packed_ring(case: PackedMisbehaviour) -> None:
-    tap = SocketTap()
+def test_the_device_survives_a_broken_packed_ring(
+    bed: InProcessBed, case: PackedMisbehaviour
+) -> None:
     memory = GuestMemory([RegionSpec(1 << 20)], canaries=True)
-    driver = NetDriver(
-        in_process(tap.queue), features=BASE | MRG, num=16, rx_size=256, memory=memory
-    )
-    with driver:
+    tap = bed.tap
+    with bed.open(features=BASE | MRG, num=16, rx_size=256, memory=memory) as driver:
         driver.start()
         ring = driver.tx[0].ring
         assert isinstance(ring, PackedRing)
@@ -186,7 +192,6 @@ def test_the_device_survives_a_broken_packed_ring(case: PackedMisbehaviour) -> N
         assert driver.receive(timeout=5.0) == frame(2)
         assert memory.check_canaries() == []
     memory.close()
-    tap.close()
     assert not isinstance(case, Misbehaviour)
 
 

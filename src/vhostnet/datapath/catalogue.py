@@ -1,8 +1,8 @@
 """The finite list of kernels: every machine code that any configuration can need.
 
 Two entry kernels: `vhost_worker`, specialised by ring format × meaning of addresses × backend,
-and `port_worker`, by the ring formats of sender and receiver.  A remote ring is a split ring in
-memory that only its owner has.
+and `port_worker`, by the ring formats of sender and receiver.  A remote ring is one in memory that
+only its owner has.
 `vhostnet warm` compiles all of it; a daemon loads what its backends need before it says that
 it is ready, and compiles nothing afterwards.
 """
@@ -32,6 +32,7 @@ from .layout import (
     NULL,
     PACKED_VRING,
     PORT,
+    REMOTE_PACKED_VRING,
     REMOTE_VRING,
     RX_HEAD,
     SPLIT_VRING,
@@ -41,7 +42,13 @@ from .layout import (
 from .port_worker import port_worker
 from .worker_loop import vhost_worker
 
-_RINGS = {"split": SPLIT_VRING, "packed": PACKED_VRING, "remote": REMOTE_VRING}
+_RINGS = {
+    "split": SPLIT_VRING,
+    "packed": PACKED_VRING,
+    "remote": REMOTE_VRING,
+    "remote-packed": REMOTE_PACKED_VRING,
+}
+_REMOTE = ("remote", "remote-packed")
 _MEMORIES = {"mapped": MAPPED_REGION, "iotlb": IOTLB_ENTRY}
 _BACKENDS = {"tap": TAP, "coalescing-tap": COALESCING_TAP, "null": NULL, "gen": GEN, "loop": LOOP}
 
@@ -113,7 +120,7 @@ def _device_kernels() -> list[KernelSpec]:
         for memory, memory_dtype in _MEMORIES.items()
         for backend, backend_dtype in _BACKENDS.items()
         # memory that only its owner has comes with the character device, which has a TAP
-        if ring != "remote" or backend == "tap"
+        if ring not in _REMOTE or backend == "tap"
     ]
 
 
@@ -153,13 +160,14 @@ def kernels_for(backend_kind: str, *, iommu: bool = False) -> list[str]:
     return [
         k.name
         for k in list_kernels()
-        if "remote" not in k.rings and k.memory in memories and k.backend == backend_kind
+        if k.rings[0] not in _REMOTE and k.memory in memories and k.backend == backend_kind
     ]
 
 
-def kernels_for_character_device() -> list[str]:
+def kernels_for_character_device(*, packed_rings: bool = False) -> list[str]:
     """Names of the kernels that an open file of the character device can need."""
-    return [k.name for k in list_kernels() if "packed" not in k.rings and k.backend == "tap"]
+    rings = tuple(_RINGS) if packed_rings else ("split", "remote")
+    return [k.name for k in list_kernels() if k.rings[0] in rings and k.backend == "tap"]
 
 
 def _marker(name: str) -> Path:

@@ -10,7 +10,8 @@ table says it:
 And how do we get at the memory behind them?  The dtype of the ring says that:
 
 * SPLIT_VRING, PACKED_VRING: it is mapped into our process.
-* REMOTE_VRING: it is the owner's alone, and reached with system calls (owner_memory_raw.py).
+* REMOTE_VRING, REMOTE_PACKED_VRING: it is the owner's alone, and reached with system calls
+  (owner_memory_raw.py).
 
 Tables are sorted by address and have no overlaps.  `translate` is all that rings need, and it
 never answers with a byte that the table does not hold.
@@ -49,7 +50,7 @@ def locate(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[int
 
     Returns:
         (hva, n): the first n of the bytes are at hva, 1 <= n <= size; (a ring code, 0) if
-        the first byte is not to be had.  For a REMOTE_VRING the address is the owner's.
+        the first byte is not to be had.  For a remote ring the address is the owner's.
 
     Source: Linux translate_desc().
     """
@@ -80,7 +81,7 @@ def translate(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[
 
     Returns:
         (hva, n): the first n of the bytes are at hva, 1 <= n <= size; (a ring code, 0) if
-        the first byte is not to be had.  What a REMOTE_VRING is to write to is still the
+        the first byte is not to be had.  What a remote ring is to write to is still the
         owner's address: it goes to `deliver`.
     """
     hva, n = locate(mem, vq, addr, size, access)

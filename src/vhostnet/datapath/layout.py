@@ -49,7 +49,7 @@ MAPPED_REGION = np.dtype(
         ("gpa", "<i8"),
         # bytes
         ("size", "<i8"),
-        # our address of the first byte (for REMOTE_VRING: the owner's)
+        # our address of the first byte (for remote rings: the owner's)
         ("hva", "<i8"),
     ]
 )
@@ -60,7 +60,7 @@ IOTLB_ENTRY = np.dtype(
         # I/O virtual address of the first byte, and bytes
         ("iova", "<i8"),
         ("iova_size", "<i8"),
-        # our address of the first byte (for REMOTE_VRING: the owner's)
+        # our address of the first byte (for remote rings: the owner's)
         ("iova_hva", "<i8"),
         # VHOST_ACCESS_RO | VHOST_ACCESS_WO
         ("perm", "<i8"),
@@ -201,19 +201,14 @@ _SPLIT = (
 #: VIRTIO 1.2 section 2.7.
 SPLIT_VRING = _record(*_SPLIT, *COUNTERS)
 
-#: A split ring in memory of the owner that we cannot map: the three parts above are copies of
-#: ours, and so is what buffers hold; see owner_memory_raw.py.
-REMOTE_VRING = _record(
-    *_SPLIT,
+#: What a ring has besides, whose parts are copies of the owner's memory, and so is what its buffers
+#: hold; see owner_memory_raw.py.
+_REMOTE = (
     # --- w: control
     # the owner's process, its /proc/PID/mem, and whether the pid is certainly still that process
     "owner_pid",
     "owner_mem_fd",
     "owner_batched",
-    # the owner's addresses of the three parts
-    "desc_uva",
-    "avail_uva",
-    "used_uva",
     # u8[STAGE_SIZE]: copies of tables and buffers, and of what is to be written
     "stage_hva",
     # PIECE[STAGE_PIECES]: which of the owner's bytes are in the stage
@@ -227,10 +222,8 @@ REMOTE_VRING = _record(
     # where to look first for a buffer, and for an entry of a table
     "buffer_at",
     "table_at",
-    # avail index up to which chains are in the stage
-    "staged_idx",
-    # chains before avail_idx may have changed since they were fetched
-    "stale",
+    # how much of what is available next is in the stage: chains (packed: descriptors)
+    "n_staged",
     # bytes of this chain's buffers that were not in the stage
     "chain_bytes",
     # pairs of the two sides that wait to be written
@@ -238,6 +231,17 @@ REMOTE_VRING = _record(
     # system calls on the owner's memory, and how many of them failed
     "owner_calls",
     "owner_faults",
+)
+#: A split ring in memory of the owner that we cannot map; see remote_split_ring.py.
+REMOTE_VRING = _record(
+    *_SPLIT,
+    *_REMOTE,
+    # the owner's addresses of the three parts; w: control
+    "desc_uva",
+    "avail_uva",
+    "used_uva",
+    # chains before avail_idx may have changed since they were fetched
+    "stale",
     *COUNTERS,
 )
 #: Bytes of a stage, and what of it staging ahead leaves free for a chain that comes by itself.
@@ -252,8 +256,9 @@ PIECE = _record("piece_uva", "piece_size", "piece_hva")
 #: No frame is longer: a longer chain is refused (EMSGSIZE) before its bytes are looked at.
 MAX_FRAME = 1 << 20
 
-#: VIRTIO 1.2 section 2.8.  Positions are 0 .. num - 1, each with its wrap counter (0 or 1).
-PACKED_VRING = _record(
+#: Descriptors of a remote packed ring that one fetch finds available at most.
+KNOWN_DESCS = 256
+_PACKED = (
     # descriptors in the ring; w: control
     "packed_num",
     # our addresses of the ring, of the driver's and of the device's event area; w: control
@@ -271,11 +276,29 @@ PACKED_VRING = _record(
     "used_pos",
     "used_wrap",
     # the first used descriptor of the batch: where, and the flags that publish it
-    "first_hva",
+    "first_pos",
     "first_flags",
     # where the device event area lies in the guest, for the dirty log
     "log_event_gpa",
     *_VRING_WORKER,
+)
+#: VIRTIO 1.2 section 2.8.  Positions are 0 .. num - 1, each with its wrap counter (0 or 1).
+PACKED_VRING = _record(*_PACKED, *COUNTERS)
+
+#: A packed ring in memory of the owner that we cannot map; see remote_packed_ring.py.
+REMOTE_PACKED_VRING = _record(
+    *_PACKED,
+    *_REMOTE,
+    # the owner's addresses of the three parts; w: control
+    "ring_uva",
+    "driver_uva",
+    "device_uva",
+    # u8[16 * KNOWN_DESCS]: the first of two looks at the ring
+    "look_hva",
+    # descriptors from avail_pos on that were available at that look; w: worker
+    "n_known",
+    # of the pairs that wait to be written, the last one of used descriptors; w: worker
+    "used_pair",
     *COUNTERS,
 )
 

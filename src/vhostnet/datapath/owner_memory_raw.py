@@ -1,23 +1,23 @@
-"""A split ring in memory that only its owner's process has: read and written by system calls.
+"""Memory that only its owner's process has, read and written by system calls: what rings share.
 
 Theory of operation
 -------------------
 QEMU's guest memory is private unless it is told otherwise, and then no descriptor leads to it.
-The ring's three parts are copies in our process (the *shadow*), at which the split ring's code
-works as ever; `ring_access` says when to bring them up to date.  A system call costs as much as
-ten packets, so each carries a batch:
+A ring's three parts are copies in our process (the *shadow*), at which the ring's code works as
+ever; `ring_access` says when to bring them up to date, and `remote_split_ring` and
+`remote_packed_ring` do it.  A system call costs as much as ten packets, so each carries a batch:
 
-    one        the avail ring and the descriptor table, when the ring is looked at for more
+    one        the ring, when it is looked at for more
     one        of up to STAGE_CHAINS chains: the indirect tables, and what the chains' own
                descriptors want read
     one        what the tables' descriptors want read
     one        everything that is written to buffers, and the used entries
-    one        used->idx, after the above has returned
+    one        what publishes these, after the above has returned
 
 What was read for a chain lies in the *stage*, as pieces (owner's address, size, ours), and
 `reach` finds it there.  Staging is only a way to be quick: what is not in the stage, because a
 guess was wrong or a table was odd, is read when it is asked for.  So the walk that stages
-checks nothing but its own bounds, and the walk that counts is the split ring's.
+checks nothing but its own bounds, and the walk that counts is the ring's.
 
 Two ways lead to the memory.  /proc/PID/mem, opened when the owner became the owner, is tied to
 its address space: after exec or exit it reads nothing, and it is never another process.  But
@@ -27,7 +27,7 @@ the door has both under control.
 
 A word of 16 bits is copied byte by byte if it is asked for alone, so a guest could see, and
 show, half an index.  Eight bytes are copied at once: words are fetched and pushed together
-with their neighbours, which in the used ring are all ours.
+with their neighbours, where these are ours.
 
 Each remote range takes the owner's page-table lock in turn, so within one call an earlier range
 is read, or written, before a later one.
@@ -45,25 +45,23 @@ from vhostnet.native.libc_raw import (
     process_vm_writev,
     pwrite,
 )
-from vhostnet.native.ordering import load_relaxed_i64, load_relaxed_u16, store_i64
+from vhostnet.native.ordering import load_relaxed_i64, store_i64
 from vhostnet.uapi.virtio import (
-    VRING_AVAIL_RING,
     VRING_DESC_F_INDIRECT,
     VRING_DESC_F_NEXT,
     VRING_DESC_F_WRITE,
     VRING_DESC_SIZE,
-    VRING_USED_ELEM_SIZE,
-    VRING_USED_RING,
 )
 
 from .codes import RING_UNMAPPED
+from .descriptors import SPLIT_FLAGS_SHIFT
 from .guest_memory_raw import locate, reach
 from .layout import (
     IOVEC_SIZE,
     MAX_FRAME,
     PIECE,
+    REMOTE_PACKED_VRING,
     REMOTE_VRING,
-    STAGE_CHAINS,
     STAGE_IOVECS,
     STAGE_PIECES,
     STAGE_RESERVE,
@@ -72,21 +70,12 @@ from .layout import (
     VHOST_ACCESS_RO,
     VHOST_ACCESS_WO,
 )
-from .ring_access import (
-    deliver,
-    fetch_avail_idx,
-    fetch_ring,
-    fetch_used,
-    fetch_used_event,
-    forget_ring,
-    push_used_entries,
-    push_used_word,
-    stage_chains,
-)
+from .ring_access import deliver
 from .vring_ops import signal_eventfd
 
 Record = Any
-_WORD = 8
+#: What is copied at once.
+WORD = 8
 PIECE_SIZE = PIECE.itemsize
 #: A large segmented packet of a Linux guest, with its header: bytes, and pieces.
 LIKELY_CHAIN = 72 << 10
@@ -99,7 +88,7 @@ _TABLE_MAX = UIO_MAXIOV * VRING_DESC_SIZE
 
 
 @helper
-def _set_pair(vq: Record, k: int, local: int, remote: int, size: int) -> None:
+def set_pair(vq: Record, k: int, local: int, remote: int, size: int) -> None:
     """Side by side: *size* bytes of ours and of the owner's."""
     at = int(vq["local_hva"]) + k * IOVEC_SIZE
     store_i64(at, local)
@@ -136,7 +125,7 @@ def _transfer_one(vq: Record, k: int, is_write: bool) -> bool:
 
 
 @helper
-def _transfer(vq: Record, first: int, n: int, is_write: bool) -> int:
+def transfer(vq: Record, first: int, n: int, is_write: bool) -> int:
     """Carry the pairs first .. n - 1 over, in order.
 
     Returns:
@@ -171,7 +160,7 @@ def _transfer_all(vq: Record, n: int, is_write: bool) -> bool:
     k = 0
     whole = True
     while k < n:
-        k = _transfer(vq, k, n, is_write)
+        k = transfer(vq, k, n, is_write)
         if k < n:
             whole = False
             k += 1
@@ -179,17 +168,17 @@ def _transfer_all(vq: Record, n: int, is_write: bool) -> bool:
 
 
 @helper
-def _read_one(vq: Record, k: int, local: int, remote: int, size: int) -> int:
+def read_one(vq: Record, k: int, local: int, remote: int, size: int) -> int:
     """Fetch one range, using pair *k*; 0 or -1."""
-    _set_pair(vq, k, local, remote, size)
-    return 0 if _transfer(vq, k, k + 1, False) == k + 1 else -1
+    set_pair(vq, k, local, remote, size)
+    return 0 if transfer(vq, k, k + 1, False) == k + 1 else -1
 
 
 # --- what is waiting to be written -----------------------------------------------------------
 
 
 @helper
-def _flush_writes(vq: Record) -> None:
+def flush_writes(vq: Record) -> None:
     """Carry over what was delivered.  A buffer that is not there any more loses its bytes."""
     n = int(vq["n_writes"])
     if n > 0:
@@ -200,20 +189,20 @@ def _flush_writes(vq: Record) -> None:
 
 
 @helper
-def _empty_stage(vq: Record) -> None:
+def empty_stage(vq: Record) -> None:
     """Nothing is staged any more; what waits to be written lies there and goes first."""
-    _flush_writes(vq)
+    flush_writes(vq)
     vq["stage_pos"] = 0
     vq["n_pieces"] = 0
     vq["buffer_at"] = 0
     vq["table_at"] = 0
-    vq["staged_idx"] = vq["last_avail_idx"]
+    vq["n_staged"] = 0
 
 
-@implements(deliver, REMOTE_VRING)
+@implements(deliver, REMOTE_VRING, REMOTE_PACKED_VRING)
 def _deliver(vq: Record, iov: Any, n: int, src_hva: int, size: int) -> None:
     if int(vq["n_writes"]) + n + 2 > STAGE_IOVECS or int(vq["stage_pos"]) + size > STAGE_SIZE:
-        _empty_stage(vq)
+        empty_stage(vq)
     local = int(vq["stage_hva"]) + int(vq["stage_pos"])
     copy_bytes(local, src_hva, size)
     vq["stage_pos"] += size
@@ -225,90 +214,12 @@ def _deliver(vq: Record, iov: Any, n: int, src_hva: int, size: int) -> None:
         piece = min(int(iov[i]["iov_len"]), size - done)
         if k >= STAGE_IOVECS - 2:  # more pieces than one call takes
             vq["n_writes"] = k
-            _flush_writes(vq)
+            flush_writes(vq)
             k = 0
-        _set_pair(vq, k, local + done, int(iov[i]["iov_base"]), piece)
+        set_pair(vq, k, local + done, int(iov[i]["iov_base"]), piece)
         k += 1
         done += piece
     vq["n_writes"] = k
-
-
-# --- the ring's parts ------------------------------------------------------------------------
-
-
-@helper
-def _fetch_ring_remote(vq: Record) -> int:
-    _flush_writes(vq)
-    num = int(vq["split_num"])
-    avail = int(vq["avail_uva"])
-    # The index first: what it covers was written before it.
-    _set_pair(vq, 0, int(vq["avail_hva"]), avail, _WORD)
-    at = VRING_AVAIL_RING
-    _set_pair(vq, 1, int(vq["avail_hva"]) + at, avail + at, 2 * num)
-    _set_pair(vq, 2, int(vq["desc_hva"]), int(vq["desc_uva"]), num * VRING_DESC_SIZE)
-    if _transfer(vq, 0, 3, False) < 3:
-        return -1
-    vq["stale"] = 0
-    return 0
-
-
-@implements(fetch_ring, REMOTE_VRING)
-def _fetch_ring(vq: Record) -> int:
-    return _fetch_ring_remote(vq)
-
-
-@implements(forget_ring, REMOTE_VRING)
-def _forget_ring(vq: Record) -> None:
-    vq["stale"] = 1
-
-
-@implements(fetch_avail_idx, REMOTE_VRING)
-def _fetch_avail_idx(vq: Record) -> int:
-    _flush_writes(vq)
-    return _read_one(vq, 0, int(vq["avail_hva"]), int(vq["avail_uva"]), _WORD)
-
-
-@implements(fetch_used_event, REMOTE_VRING)
-def _fetch_used_event(vq: Record) -> int:
-    _flush_writes(vq)
-    at = VRING_AVAIL_RING + 2 * int(vq["split_num"]) + 2 - _WORD
-    return _read_one(vq, 0, int(vq["avail_hva"]) + at, int(vq["avail_uva"]) + at, _WORD)
-
-
-@implements(fetch_used, REMOTE_VRING)
-def _fetch_used(vq: Record) -> int:
-    vq["n_writes"] = 0
-    _empty_stage(vq)
-    size = VRING_USED_RING + int(vq["split_num"]) * VRING_USED_ELEM_SIZE
-    return _read_one(vq, 0, int(vq["used_hva"]), int(vq["used_uva"]), size)
-
-
-@implements(push_used_entries, REMOTE_VRING)
-def _push_used_entries(vq: Record, first: int, n: int) -> None:
-    num = int(vq["split_num"])
-    slot = first & (num - 1)
-    before_end = min(n, num - slot)
-    k = int(vq["n_writes"])  # `deliver` leaves room for two
-    at = VRING_USED_RING + slot * VRING_USED_ELEM_SIZE
-    size = before_end * VRING_USED_ELEM_SIZE
-    _set_pair(vq, k, int(vq["used_hva"]) + at, int(vq["used_uva"]) + at, size)
-    k += 1
-    if n > before_end:
-        at = VRING_USED_RING
-        size = min(n - before_end, num) * VRING_USED_ELEM_SIZE
-        _set_pair(vq, k, int(vq["used_hva"]) + at, int(vq["used_uva"]) + at, size)
-        k += 1
-    vq["n_writes"] = k
-    _flush_writes(vq)
-
-
-@implements(push_used_word, REMOTE_VRING)
-def _push_used_word(vq: Record, offset: int) -> int:
-    _flush_writes(vq)
-    # flags and idx with what follows them, avail_event with the last entry before it
-    at = offset if offset < VRING_USED_RING else offset + 2 - _WORD
-    _set_pair(vq, 0, int(vq["used_hva"]) + at, int(vq["used_uva"]) + at, _WORD)
-    return 0 if _transfer(vq, 0, 1, True) == 1 else -1
 
 
 # --- staging ---------------------------------------------------------------------------------
@@ -337,24 +248,24 @@ def _want(vq: Record, mem: Any, k: int, addr: int, size: int) -> int:
     room = STAGE_SIZE - STAGE_RESERVE - int(vq["stage_pos"])
     if n < size or size > room or k >= STAGE_IOVECS:
         return k
-    _set_pair(vq, k, int(vq["stage_hva"]) + int(vq["stage_pos"]), uva, size)
+    set_pair(vq, k, int(vq["stage_hva"]) + int(vq["stage_pos"]), uva, size)
     vq["stage_pos"] += size
     return k + 1
 
 
 @helper
-def _is_nearly_full(vq: Record, k: int) -> bool:
+def is_nearly_full(vq: Record, k: int) -> bool:
     """Whether the next chain is better staged anew, with all the room there is."""
     room = STAGE_SIZE - STAGE_RESERVE - int(vq["stage_pos"])
     return room < LIKELY_CHAIN or k > STAGE_IOVECS - LIKELY_PIECES
 
 
 @helper
-def _fetch_wanted(vq: Record, n: int) -> None:
+def fetch_wanted(vq: Record, n: int) -> None:
     """Fetch the planned pairs; those before the first that fails become pieces."""
     if n == 0:
         return
-    got = _transfer(vq, 0, n, False)
+    got = transfer(vq, 0, n, False)
     for k in range(got):
         local = int(vq["local_hva"]) + k * IOVEC_SIZE
         remote = load_relaxed_i64(int(vq["remote_hva"]) + k * IOVEC_SIZE)
@@ -362,99 +273,52 @@ def _fetch_wanted(vq: Record, n: int) -> None:
 
 
 @helper
-def _want_chain(vq: Record, mem: Any, head: int, k: int) -> int:
-    """Plan the tables of one chain and what its own descriptors want read."""
-    num = int(vq["split_num"])
-    i = head
-    for _ in range(STAGE_CHAINS):
-        if i >= num:
-            break
-        desc_hva = int(vq["desc_hva"]) + i * VRING_DESC_SIZE
-        addr = load_relaxed_i64(desc_hva)
-        word = load_relaxed_i64(desc_hva + 8)
-        flags = (word >> 32) & 0xFFFF
-        size = word & 0xFFFFFFFF
-        if flags & VRING_DESC_F_INDIRECT:
-            size = min(size, _TABLE_MAX)
-        if size > 0 and (flags & VRING_DESC_F_INDIRECT or not flags & VRING_DESC_F_WRITE):
-            k = _want(vq, mem, k, addr, size)
-        if not flags & VRING_DESC_F_NEXT:
-            break
-        i = (word >> 48) & 0xFFFF
-    return k
-
-
-@helper
-def _want_table(vq: Record, mem: Any, table_hva: int, size: int, k: int) -> int:
+def _want_entries(vq: Record, mem: Any, table_hva: int, size: int, k: int, flags_shift: int) -> int:
     """Plan what the descriptors of one staged table want read."""
     for at in range(0, size - VRING_DESC_SIZE + 1, VRING_DESC_SIZE):
         addr = load_relaxed_i64(table_hva + at)
         word = load_relaxed_i64(table_hva + at + 8)
-        flags = (word >> 32) & 0xFFFF
+        flags = (word >> flags_shift) & 0xFFFF
         length = word & 0xFFFFFFFF
         if length > 0 and not flags & (VRING_DESC_F_WRITE | VRING_DESC_F_INDIRECT):
             k = _want(vq, mem, k, addr, length)
-        if k >= STAGE_IOVECS or not flags & VRING_DESC_F_NEXT:
+        if k >= STAGE_IOVECS:
+            break
+        # a packed table ends where it ends
+        if flags_shift == SPLIT_FLAGS_SHIFT and not flags & VRING_DESC_F_NEXT:
             break
     return k
 
 
-@implements(stage_chains, REMOTE_VRING)
-def _stage_chains(vq: Record, mem: Any) -> int:
-    vq["chain_bytes"] = 0
-    last = int(vq["last_avail_idx"])
-    if vq["stale"]:
-        if _fetch_ring_remote(vq) < 0:
-            return -1
-        _empty_stage(vq)
-    due = last == int(vq["staged_idx"])
-    if not due and STAGE_SIZE - int(vq["stage_pos"]) >= STAGE_RESERVE:
-        return 0
-    miss_iova = vq["miss_iova"]
-    miss_perm = vq["miss_perm"]
-    _empty_stage(vq)
-    n = min((int(vq["avail_idx"]) - last) & 0xFFFF, STAGE_CHAINS)
-    num = int(vq["split_num"])
-    k = 0
-    for c in range(n):
-        slot = (last + c) & (num - 1)
-        head = load_relaxed_u16(int(vq["avail_hva"]) + VRING_AVAIL_RING + 2 * slot)
-        if head >= num:
-            break
-        if _is_nearly_full(vq, k):
-            n = max(c, 1)
-            break
-        k = _want_chain(vq, mem, head, k)
-    _fetch_wanted(vq, k)
-    # The second call: tables are the staged pieces that an indirect descriptor names.
-    n_pieces = int(vq["n_pieces"])
-    at = 0
-    k = 0
-    for c in range(n):
-        slot = (last + c) & (num - 1)
-        head = load_relaxed_u16(int(vq["avail_hva"]) + VRING_AVAIL_RING + 2 * slot)
-        if head >= num:
-            break
-        if _is_nearly_full(vq, k):
-            n = max(c, 1)
-            break
-        word = load_relaxed_i64(int(vq["desc_hva"]) + head * VRING_DESC_SIZE + 8)
-        if (word >> 32) & VRING_DESC_F_INDIRECT:
-            addr = load_relaxed_i64(int(vq["desc_hva"]) + head * VRING_DESC_SIZE)
-            uva, _ = locate(mem, vq, addr, 1, VHOST_ACCESS_RO)
-            while at < n_pieces:
-                piece = int(vq["pieces_hva"]) + at * PIECE_SIZE
-                at += 1
-                if load_relaxed_i64(piece) == uva:
-                    size = load_relaxed_i64(piece + 8)
-                    k = _want_table(vq, mem, load_relaxed_i64(piece + 16), size, k)
-                    break
-    vq["buffer_at"] = n_pieces if k > 0 else 0
-    vq["staged_idx"] = (last + n) & 0xFFFF
-    _fetch_wanted(vq, k)
-    vq["miss_iova"] = miss_iova  # what is not there is asked for when it is wanted
-    vq["miss_perm"] = miss_perm
-    return 0
+@helper
+def want_descriptor(vq: Record, mem: Any, k: int, addr: int, size: int, flags: int) -> int:
+    """Plan what one descriptor of the ring wants read: its table, or its buffer; as `_want`."""
+    if flags & VRING_DESC_F_INDIRECT:
+        return _want(vq, mem, k, addr, min(size, _TABLE_MAX)) if size > 0 else k
+    return _want(vq, mem, k, addr, size) if size > 0 and not flags & VRING_DESC_F_WRITE else k
+
+
+@helper
+def want_table(
+    vq: Record, mem: Any, table: int, at: int, n: int, k: int, flags_shift: int
+) -> tuple[int, int]:
+    """Plan what the descriptors of the table at guest address *table* want read.
+
+    Args:
+        at, n: it is looked for among the pieces at .. n - 1.
+
+    Returns:
+        (the piece after it, or *n*; the number of the next pair).
+    """
+    uva, _ = locate(mem, vq, table, 1, VHOST_ACCESS_RO)
+    while at < n:
+        piece = int(vq["pieces_hva"]) + at * PIECE_SIZE
+        at += 1
+        if load_relaxed_i64(piece) == uva:
+            size = load_relaxed_i64(piece + 8)
+            hva = load_relaxed_i64(piece + 16)
+            return at, _want_entries(vq, mem, hva, size, k, flags_shift)
+    return at, k
 
 
 @helper
@@ -486,7 +350,7 @@ def _find_piece(vq: Record, uva: int) -> int:
     return -1
 
 
-@implements(reach, REMOTE_VRING)
+@implements(reach, REMOTE_VRING, REMOTE_PACKED_VRING)
 def _reach(vq: Record, hva: int, n: int, access: int) -> tuple[int, int]:
     if access == VHOST_ACCESS_WO:
         return hva, n
@@ -498,9 +362,9 @@ def _reach(vq: Record, hva: int, n: int, access: int) -> tuple[int, int]:
     if int(vq["chain_bytes"]) + n > MAX_FRAME:
         # No backend takes a chain of that length, so nobody looks at these bytes.
         return int(vq["stage_hva"]), n
-    _flush_writes(vq)  # they share the pairs
+    flush_writes(vq)  # they share the pairs
     local = int(vq["stage_hva"]) + int(vq["stage_pos"])
-    if int(vq["stage_pos"]) + n > STAGE_SIZE or _read_one(vq, 0, local, hva, n) < 0:
+    if int(vq["stage_pos"]) + n > STAGE_SIZE or read_one(vq, 0, local, hva, n) < 0:
         return RING_UNMAPPED, 0
     vq["stage_pos"] += n
     if n != VRING_DESC_SIZE:

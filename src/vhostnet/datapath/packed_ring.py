@@ -19,6 +19,9 @@ area is visible before the ring is looked at again (full barrier).
 
 With IN_ORDER every chain still gets a used descriptor of its own, which the specification
 allows; NOTIFY_ON_EMPTY does not exist here.
+
+The parts may be copies of the owner's memory (REMOTE_PACKED_VRING): then the names of
+`ring_access` bring them up to date and carry them over; else they are nothing.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ from vhostnet.uapi.virtio import (
     VRING_PACKED_EVENT_FLAG_DESC,
     VRING_PACKED_EVENT_FLAG_DISABLE,
     VRING_PACKED_EVENT_FLAG_ENABLE,
+    VRING_PACKED_EVENT_SIZE,
     VRING_USED_F_NO_NOTIFY,
 )
 
@@ -56,10 +60,29 @@ from .codes import (
     RING_LOOP,
     RING_OUT_AFTER_IN,
     RING_TOO_MANY_IOVS,
+    RING_UNMAPPED,
 )
 from .descriptors import PACKED_FLAGS_SHIFT, add_buffer, walk_indirect
 from .dirty_log_raw import log_used, log_write
-from .layout import PACKED_VRING, UIO_MAXIOV, VHOST_ACCESS_RO, VHOST_ACCESS_WO
+from .layout import (
+    PACKED_VRING,
+    REMOTE_PACKED_VRING,
+    UIO_MAXIOV,
+    VHOST_ACCESS_RO,
+    VHOST_ACCESS_WO,
+)
+from .ring_access import (
+    chain_taken,
+    fetch_avail_idx,
+    fetch_ring,
+    fetch_used_event,
+    forget_ring,
+    push_device_event,
+    push_used_entries,
+    push_used_word,
+    put_used_entry,
+    stage_chains,
+)
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -85,7 +108,7 @@ EVENT_FLAGS = 2
 
 
 @helper
-def _is_available(flags: int, wrap: int) -> bool:
+def is_available(flags: int, wrap: int) -> bool:
     """Whether a descriptor with these flags is the driver's offer in our lap."""
     avail = 1 if flags & AVAIL_BIT else 0
     used = 1 if flags & USED_BIT else 0
@@ -107,19 +130,24 @@ def _laps(vq: Record, pos: int) -> int:
     return pos // int(vq["packed_num"])
 
 
-@implements(get_vq_desc, PACKED_VRING)
+@implements(get_vq_desc, PACKED_VRING, REMOTE_PACKED_VRING)
 def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int, int, int]:
     num = int(vq["packed_num"])
     ring_hva = int(vq["ring_hva"])
     pos = int(vq["avail_pos"])
     wrap = int(vq["avail_wrap"])
+    if fetch_ring(vq) < 0:
+        return RING_UNMAPPED, 0, 0, 0, 0
     word = load_relaxed_i64(ring_hva + pos * VRING_DESC_SIZE + DESC_LEN)
-    if not _is_available((word >> PACKED_FLAGS_SHIFT) & 0xFFFF, wrap):
+    if not is_available((word >> PACKED_FLAGS_SHIFT) & 0xFFFF, wrap):
         vq["seen_pos"] = pos
         vq["seen_wrap"] = wrap
+        forget_ring(vq)
         return RING_EMPTY, 0, 0, 0, 0
     # The head's flags before anything else of the chain: the driver wrote them last.
     smp_rmb()
+    if stage_chains(vq, mem) < 0:
+        return RING_UNMAPPED, 0, 0, 0, 0
     n_out = 0
     n_in = 0
     out_len = 0
@@ -169,17 +197,18 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
         if not flags & VRING_DESC_F_NEXT:
             break
         word = load_relaxed_i64(ring_hva + pos * VRING_DESC_SIZE + DESC_LEN)
-        if not _is_available((word >> PACKED_FLAGS_SHIFT) & 0xFFFF, wrap):
+        if not is_available((word >> PACKED_FLAGS_SHIFT) & 0xFFFF, wrap):
             return RING_BAD_NEXT, 0, 0, 0, 0
     vq["avail_pos"] = pos
     vq["avail_wrap"] = wrap
     vq["seen_pos"] = pos
     vq["seen_wrap"] = wrap
     vq["chain_descs"] = found
+    chain_taken(vq, found)
     return buffer_id, n_out, n_in, out_len, in_len
 
 
-@implements(discard_vq_desc, PACKED_VRING)
+@implements(discard_vq_desc, PACKED_VRING, REMOTE_PACKED_VRING)
 def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:  # noqa: ARG001
     # `seen` stays: descriptors that were seen and did not suffice are no news
     pos = int(vq["avail_pos"]) - n_descs
@@ -187,9 +216,10 @@ def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:  # noqa: ARG001
         vq["avail_wrap"] ^= _laps(vq, pos) & 1
         pos %= int(vq["packed_num"])
     vq["avail_pos"] = pos
+    forget_ring(vq)
 
 
-@implements(add_used, PACKED_VRING)
+@implements(add_used, PACKED_VRING, REMOTE_PACKED_VRING)
 def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
     pos = int(vq["used_pos"])
     wrap = int(vq["used_wrap"])
@@ -200,13 +230,12 @@ def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
     if length > 0:
         flags |= VRING_DESC_F_WRITE
     if int(vq["done_idx"]) == 0:
-        vq["first_hva"] = hva + DESC_FLAGS
+        vq["first_pos"] = pos
         vq["first_flags"] = flags
     else:  # the driver cannot get here before the first one's flags are written
         smp_wmb()
         store_relaxed_u16(hva + DESC_FLAGS, flags)
-    if vq["log_used"]:
-        log_used(vq, pos * VRING_DESC_SIZE, VRING_DESC_SIZE)
+    put_used_entry(vq, pos)
     vq["done_idx"] += n
     pos += n_descs
     if pos >= int(vq["packed_num"]):
@@ -215,21 +244,36 @@ def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
     vq["used_pos"] = pos
 
 
-@implements(publish_used, PACKED_VRING)
+@helper
+def _log_used_descs(vq: Record, first: int, end: int) -> None:
+    """Log the used descriptors from position *first* on up to *end*, with what lies between."""
+    at = first * VRING_DESC_SIZE
+    if first < end:
+        log_used(vq, at, (end - first) * VRING_DESC_SIZE)
+    else:
+        log_used(vq, at, (int(vq["packed_num"]) - first) * VRING_DESC_SIZE)
+        log_used(vq, 0, end * VRING_DESC_SIZE)
+
+
+@implements(publish_used, PACKED_VRING, REMOTE_PACKED_VRING)
 def _publish_used(vq: Record) -> None:
-    if int(vq["done_idx"]) == 0:
+    done = int(vq["done_idx"])
+    if done == 0:
         return
     vq["done_idx"] = 0
+    first = int(vq["first_pos"])
+    push_used_entries(vq, first, done)
     # All of the batch and the data behind it must be visible before its first flags.
-    store_release_u16(int(vq["first_hva"]), int(vq["first_flags"]))
+    at = first * VRING_DESC_SIZE
+    store_release_u16(int(vq["ring_hva"]) + at + DESC_FLAGS, int(vq["first_flags"]))
+    push_used_word(vq, at + DESC_LEN)
     if vq["log_used"]:
-        # again: the page may have been copied between the log and the flags
-        log_used(vq, int(vq["first_hva"]) - DESC_FLAGS - int(vq["ring_hva"]), VRING_DESC_SIZE)
+        _log_used_descs(vq, first, int(vq["used_pos"]))
         signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
     vq["signal_due"] = 1
 
 
-@implements(driver_wants_signal, PACKED_VRING)
+@implements(driver_wants_signal, PACKED_VRING, REMOTE_PACKED_VRING)
 def _driver_wants_signal(vq: Record) -> bool:
     smp_mb()  # the used flags must be visible before the driver's wish is read
     driver_hva = int(vq["driver_hva"])
@@ -238,6 +282,8 @@ def _driver_wants_signal(vq: Record) -> bool:
     valid = int(vq["signalled_used_valid"])
     vq["signalled_used"] = new
     vq["signalled_used_valid"] = 1
+    if fetch_used_event(vq) < 0:
+        return True
     flags = load_relaxed_u16(driver_hva + EVENT_FLAGS)
     if flags == VRING_PACKED_EVENT_FLAG_DISABLE:
         return False
@@ -253,45 +299,52 @@ def _driver_wants_signal(vq: Record) -> bool:
     return ((new - event - 1) & 0xFFFF) < ((new - old) & 0xFFFF)
 
 
-@implements(vq_avail_changed, PACKED_VRING)
+@helper
+def _is_seen_available(vq: Record) -> bool:
+    if fetch_avail_idx(vq) < 0:
+        return False
+    return is_available(_flags_at(vq, int(vq["seen_pos"])), int(vq["seen_wrap"]))
+
+
+@implements(vq_avail_changed, PACKED_VRING, REMOTE_PACKED_VRING)
 def _vq_avail_changed(vq: Record) -> bool:
-    return _is_available(_flags_at(vq, int(vq["seen_pos"])), int(vq["seen_wrap"]))
+    return _is_seen_available(vq)
 
 
 @helper
-def _store_event_u16(vq: Record, offset: int, value: int) -> None:
-    """Write a word of our event area."""
-    store_relaxed_u16(int(vq["device_hva"]) + offset, value)
+def _event_written(vq: Record, offset: int, size: int) -> None:
+    """After *size* bytes at *offset* of our event area were written."""
+    push_device_event(vq)
     if vq["log_used"]:
         smp_wmb()
-        log_write(vq, int(vq["log_event_gpa"]) + offset, 2)
+        log_write(vq, int(vq["log_event_gpa"]) + offset, size)
         signal_eventfd(int(vq["log_fd"]), int(vq["one_hva"]))
 
 
-@implements(disable_notify, PACKED_VRING)
+@implements(disable_notify, PACKED_VRING, REMOTE_PACKED_VRING)
 def _disable_notify(vq: Record) -> None:
     if int(vq["used_flags"]) & VRING_USED_F_NO_NOTIFY:
         return
     vq["used_flags"] |= VRING_USED_F_NO_NOTIFY
     if not vq["event_idx"]:  # with it, an event position left behind does the same
-        _store_event_u16(vq, EVENT_FLAGS, VRING_PACKED_EVENT_FLAG_DISABLE)
+        store_relaxed_u16(int(vq["device_hva"]) + EVENT_FLAGS, VRING_PACKED_EVENT_FLAG_DISABLE)
+        _event_written(vq, EVENT_FLAGS, 2)
 
 
-@implements(enable_notify, PACKED_VRING)
+@implements(enable_notify, PACKED_VRING, REMOTE_PACKED_VRING)
 def _enable_notify(vq: Record) -> bool:
     if not int(vq["used_flags"]) & VRING_USED_F_NO_NOTIFY:
         return False
     vq["used_flags"] &= ~VRING_USED_F_NO_NOTIFY
+    device_hva = int(vq["device_hva"])
     if vq["event_idx"]:
-        _store_event_u16(vq, EVENT_OFF_WRAP, int(vq["seen_pos"]) | int(vq["seen_wrap"]) << 15)
+        where = int(vq["seen_pos"]) | int(vq["seen_wrap"]) << 15
+        store_relaxed_u16(device_hva + EVENT_OFF_WRAP, where)
         smp_wmb()  # the position before the flag that makes it count
-        _store_event_u16(vq, EVENT_FLAGS, VRING_PACKED_EVENT_FLAG_DESC)
+        store_relaxed_u16(device_hva + EVENT_FLAGS, VRING_PACKED_EVENT_FLAG_DESC)
+        _event_written(vq, EVENT_OFF_WRAP, VRING_PACKED_EVENT_SIZE)
     else:
-        _store_event_u16(vq, EVENT_FLAGS, VRING_PACKED_EVENT_FLAG_ENABLE)
+        store_relaxed_u16(device_hva + EVENT_FLAGS, VRING_PACKED_EVENT_FLAG_ENABLE)
+        _event_written(vq, EVENT_FLAGS, 2)
     smp_mb()  # our wish must be visible before the ring is looked at again
-    return _vq_avail_changed_packed(vq)
-
-
-@helper
-def _vq_avail_changed_packed(vq: Record) -> bool:
-    return _is_available(_flags_at(vq, int(vq["seen_pos"])), int(vq["seen_wrap"]))
+    return _is_seen_available(vq)

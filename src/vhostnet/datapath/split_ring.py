@@ -67,6 +67,7 @@ from .descriptors import SPLIT_FLAGS_SHIFT, add_buffer, walk_indirect
 from .dirty_log_raw import log_used
 from .layout import REMOTE_VRING, SPLIT_VRING, UIO_MAXIOV, VHOST_ACCESS_RO, VHOST_ACCESS_WO
 from .ring_access import (
+    chain_taken,
     fetch_avail_idx,
     fetch_ring,
     fetch_used_event,
@@ -165,6 +166,7 @@ def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int
             return RING_BAD_NEXT, 0, 0, 0, 0
     vq["last_avail_idx"] = (last + 1) & 0xFFFF
     vq["chain_descs"] = found
+    chain_taken(vq, found)
     return head, n_out, n_in, out_len, in_len
 
 

@@ -39,6 +39,8 @@ from vhostnet.native.ordering import load_relaxed_i32, load_relaxed_i64
 from . import (  # noqa: F401  (the bodies)
     owner_memory_raw,
     packed_ring,
+    remote_packed_ring,
+    remote_split_ring,
     split_ring,
     via_coalescing_tap,
     via_gen,

@@ -1,8 +1,8 @@
 """What control has to know of a ring's format: its parts, its position, how it starts.
 
-Tables of plain functions over a vring record, `SPLIT` and `PACKED`, and `REMOTE_SPLIT` for a
-split ring in memory that cannot be mapped; the data path's half of each is
-`datapath/split_ring.py`, `packed_ring.py` and `owner_memory_raw.py`.
+Tables of plain functions over a vring record, `SPLIT` and `PACKED`, and `REMOTE_SPLIT` and
+`REMOTE_PACKED` for rings in memory that cannot be mapped; the data path's half of each is
+`datapath/split_ring.py`, `packed_ring.py`, `remote_split_ring.py` and `remote_packed_ring.py`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import numpy as np
 from vhostnet.datapath.dirty_log_raw import log_used, log_write
 from vhostnet.datapath.layout import (
     PACKED_VRING,
+    REMOTE_PACKED_VRING,
     REMOTE_VRING,
     SPLIT_VRING,
     VHOST_ACCESS_RO,
     VHOST_ACCESS_RW,
     VHOST_ACCESS_WO,
 )
-from vhostnet.datapath.ring_access import fetch_used, push_used_word
+from vhostnet.datapath.ring_access import fetch_used, push_device_event, push_used_word
 from vhostnet.datapath.vring_ops import signal_eventfd
 from vhostnet.errors import PeerError
 from vhostnet.native.ordering import load_acquire_u16, smp_mb, store_relaxed_u16
@@ -71,6 +72,10 @@ class RingFormat(Protocol):
         """The record that kernels take."""
 
     @property
+    def is_packed(self) -> bool:
+        """Whether it is VIRTIO_F_RING_PACKED's."""
+
+    @property
     def num_field(self) -> str:
         """Where the record has the ring's size."""
 
@@ -90,7 +95,7 @@ class RingFormat(Protocol):
         """Where to go on (GET_VRING_BASE)."""
 
     def parts(self, addresses: VringAddresses, num: int) -> tuple[Part, ...]:
-        """The parts of a ring of *num* entries."""
+        """The parts of a ring of *num* entries; the last is all that `init_access` touches."""
 
     def better_base(self, vq: Record) -> int | None:
         """What the guest's memory says of the position, if it is not the base; placed."""
@@ -103,6 +108,7 @@ class SplitFormat:
     """VIRTIO 1.2 section 2.7."""
 
     dtype = SPLIT_VRING
+    is_packed = False
     num_field = "split_num"
 
     def is_size(self, num: int) -> bool:
@@ -172,6 +178,7 @@ class PackedFormat:
     """
 
     dtype = PACKED_VRING
+    is_packed = True
     num_field = "packed_num"
 
     def is_size(self, num: int) -> bool:
@@ -219,7 +226,10 @@ class PackedFormat:
         return None if flags & 1 << VRING_PACKED_DESC_F_USED else 1 << VRING_PACKED_DESC_F_USED
 
     def init_access(self, vq: Record) -> None:
+        fetched = fetch_used(vq)
         store_relaxed_u16(int(vq["device_hva"]) + 2, VRING_PACKED_EVENT_FLAG_ENABLE)
+        if fetched < 0 or push_device_event(vq) < 0:
+            raise PeerError("the device event area cannot be written", errno.EFAULT)
         smp_mb()
         if vq["log_used"]:
             log_write(vq, int(vq["log_event_gpa"]), VRING_PACKED_EVENT_SIZE)
@@ -228,6 +238,13 @@ class PackedFormat:
         vq["seen_pos"], vq["seen_wrap"] = vq["avail_pos"], vq["avail_wrap"]
 
 
+class RemotePackedFormat(PackedFormat):
+    """A packed ring that the data path has copies of; see Vring.set_remote."""
+
+    dtype = REMOTE_PACKED_VRING
+
+
 SPLIT: RingFormat = SplitFormat()
 REMOTE_SPLIT: RingFormat = RemoteSplitFormat()
 PACKED: RingFormat = PackedFormat()
+REMOTE_PACKED: RingFormat = RemotePackedFormat()

@@ -55,14 +55,13 @@ from vhostnet.events import tell
 from vhostnet.uapi.virtio import (
     VHOST_F_LOG_ALL,
     VIRTIO_F_ACCESS_PLATFORM,
-    VRING_USED_ELEM_SIZE,
     VRING_USED_RING,
 )
 
 from .iotlb import Iotlb
 from .linux_abi import linux_abi as abi_of
 from .memory import MemoryTable
-from .ring_formats import PACKED, VringAddresses
+from .ring_formats import VringAddresses
 from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, AddressSpace, RemoteOwner, Vring
 from .worker import Worker
 
@@ -199,7 +198,8 @@ class VhostNet:
         return False
 
     def _place_used_ring(self, index: int) -> bool:
-        """As `place_ring`, of what a start touches: the used ring's flags and index.
+        """As `place_ring`, of what a start touches: the used ring's flags and index, or a packed
+        ring's device event area.
 
         The front-end is asked for reading first, as Linux does; but Linux then writes to
         what may only be read, and we do not.
@@ -207,15 +207,16 @@ class VhostNet:
         ring = self.vqs[index]
         if ring.addresses is None:
             return False
-        whole = VRING_USED_RING + VRING_USED_ELEM_SIZE * ring.num
-        size = whole if ring.is_remote else VRING_USED_RING  # words are pushed with neighbours
+        used = ring.format.parts(ring.addresses, ring.num)[-1]
+        # words of a remote one are pushed with their neighbours
+        size = used.size if ring.is_remote else min(used.size, VRING_USED_RING)
         for access in (VHOST_ACCESS_RO, VHOST_ACCESS_WO):
-            address = ring.addresses.used_uva
-            hva, missing = self.space.lookup(address, size, access)
-            if hva is None or hva % 4:  # a mapping may start at an odd place
+            hva, missing = self.space.lookup(used.address, size, access)
+            if hva is None or hva % used.align:  # a mapping may start at an odd place
                 self._miss(index, missing, access)
                 return False
-            ring.put_part("used_hva", hva, whole)
+            ring.put_part(used.field, hva, used.size)
+        ring.find_log_addresses(self.memory, True)
         return True
 
     # --- IOTLB ------------------------------------------------------------------------
@@ -388,7 +389,7 @@ class VhostNet:
         """Signal *fd* (-1: none) from now on."""
         with self.quiesced():
             self._swap_fd(index, "call_fd", fd)
-            if self.vqs[index].format is PACKED:
+            if self.vqs[index].format.is_packed:
                 # without a call nothing was tested: how far back that was is not known
                 self.vqs[index].vq["signalled_used_valid"] = 0
 
@@ -460,8 +461,8 @@ class VhostNet:
             other = self._backends[1 - index]
             if other is not None and other.record.dtype != queue.record.dtype:
                 raise PeerError(f"{self.name}: both rings need backends of one kind")
-            # Behind an IOMMU a start needs the used ring only; the rest may come later.
-            in_parts = self.iotlb is not None and ring.format is not PACKED
+            # Behind an IOMMU a start needs what it touches only; the rest may come later.
+            in_parts = self.iotlb is not None
             if not (self._place_used_ring(index) if in_parts else self.place_ring(index)):
                 raise PeerError(
                     f"{self.name}: the {_DIRECTION[index]} ring is not in the guest's memory",

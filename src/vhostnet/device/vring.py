@@ -30,6 +30,7 @@ from vhostnet.datapath.layout import (
     BATCH_SHIFT,
     COUNTERS,
     IOVEC,
+    KNOWN_DESCS,
     LATENCY_BUCKETS,
     LATENCY_SHIFT,
     PIECE,
@@ -38,6 +39,7 @@ from vhostnet.datapath.layout import (
     STAGE_SIZE,
     VHOST_ACCESS_RO,
 )
+from vhostnet.datapath.ring_access import forget_ring
 from vhostnet.errors import PeerError
 from vhostnet.uapi.virtio import (
     VHOST_F_LOG_ALL,
@@ -53,13 +55,20 @@ from vhostnet.uapi.virtio import (
 )
 
 from .memory import MemoryTable
-from .ring_formats import PACKED, REMOTE_SPLIT, SPLIT, RingFormat, VringAddresses
+from .ring_formats import (
+    PACKED,
+    REMOTE_PACKED,
+    REMOTE_SPLIT,
+    SPLIT,
+    RingFormat,
+    VringAddresses,
+)
 
 VHOST_NET_VQ_RX = 0
 VHOST_NET_VQ_TX = 1
 
 
-#: Beside the copy of a part: a word is fetched and pushed as eight bytes.
+#: Before and behind the copy of a part: a word is fetched and pushed as eight bytes.
 SHADOW_SLACK = 8
 #: VHOST_SET_VRING_ADDR flag: log our writes to the used ring.
 VHOST_VRING_F_LOG = 0
@@ -97,6 +106,7 @@ class _Stage:
         self.pieces = np.zeros(STAGE_PIECES, PIECE)
         self.local = np.zeros(STAGE_IOVECS, IOVEC)
         self.remote = np.zeros(STAGE_IOVECS, IOVEC)
+        self.look = np.zeros(KNOWN_DESCS * VRING_DESC_SIZE, np.uint8)
         self.shadows: dict[str, Any] = {}
 
     def fill_in(self, vq: Any) -> None:
@@ -107,12 +117,15 @@ class _Stage:
         vq["pieces_hva"] = self.pieces.ctypes.data
         vq["local_hva"] = self.local.ctypes.data
         vq["remote_hva"] = self.remote.ctypes.data
+        if "look_hva" in vq.dtype.names:
+            vq["look_hva"] = self.look.ctypes.data
 
     def shadow(self, field: str, size: int) -> int:
         """Our address of the copy of one part; words are fetched with their neighbours."""
-        if field not in self.shadows or len(self.shadows[field]) < size + SHADOW_SLACK:
-            self.shadows[field] = np.zeros(size + SHADOW_SLACK, np.uint8)
-        return int(self.shadows[field].ctypes.data)
+        whole = SHADOW_SLACK + size + SHADOW_SLACK
+        if field not in self.shadows or len(self.shadows[field]) < whole:
+            self.shadows[field] = np.zeros(whole, np.uint8)
+        return int(self.shadows[field].ctypes.data) + SHADOW_SLACK
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +216,10 @@ class Vring:
 
     def set_features(self, features: int, *, num_buffers_for_version_1: bool = True) -> None:
         """Derive what the data path needs from the acked features (see linux_abi.py)."""
-        split = SPLIT if self._stage is None else REMOTE_SPLIT
-        self._set_format(PACKED if features >> VIRTIO_F_RING_PACKED & 1 else split)
+        self._set_format(self._format_of(bool(features >> VIRTIO_F_RING_PACKED & 1)))
         vq = self.vq
+        if self._stage is not None:
+            self._stage.fill_in(vq)
         mergeable = bool(features >> VIRTIO_NET_F_MRG_RXBUF & 1)
         modern = bool(features >> VIRTIO_F_VERSION_1 & 1)
         vq["hdr_len"] = VNET_HDR_MRG_LEN if mergeable or modern else VNET_HDR_LEN
@@ -215,8 +229,13 @@ class Vring:
         vq["notify_on_empty"] = features >> VIRTIO_F_NOTIFY_ON_EMPTY & 1
         vq["log_all"] = features >> VHOST_F_LOG_ALL & 1
         # a packed ring completes one by one, which IN_ORDER allows
-        vq["in_order"] = features >> VIRTIO_F_IN_ORDER & 1 and self.format is not PACKED
+        vq["in_order"] = features >> VIRTIO_F_IN_ORDER & 1 and not self.format.is_packed
         vq["one_used_a_batch"] = vq["in_order"] and self.index == VHOST_NET_VQ_TX
+
+    def _format_of(self, is_packed: bool) -> RingFormat:
+        if self._stage is None:
+            return PACKED if is_packed else SPLIT
+        return REMOTE_PACKED if is_packed else REMOTE_SPLIT
 
     def _set_format(self, new: RingFormat) -> None:
         """Change the ring's format; what both formats have is kept."""
@@ -229,7 +248,7 @@ class Vring:
             record[name] = old_record[name]
         self.record = record
         self.vq[new.num_field] = num
-        if PACKED in (new, old):  # two ways to count positions; such a ring does not run
+        if new.is_packed != old.is_packed:  # two ways to count positions; such a ring does not run
             new.set_base(self.vq, base if new.is_base(base) else 0)
 
     @property
@@ -240,20 +259,21 @@ class Vring:
     def set_remote(self, owner: RemoteOwner) -> None:
         """Reach the ring and its buffers with system calls from now on; place it anew."""
         self._stage = _Stage(owner)
-        self._set_format(REMOTE_SPLIT)
+        self._set_format(self._format_of(self.format.is_packed))
         self._stage.fill_in(self.vq)
 
     def stop_batching(self) -> None:
         """The owner's pid may soon be another program: /proc/PID/mem only."""
         if self._stage is not None:
-            self.vq["owner_batched"] = 0
+            self._stage.owner.batched = False
+            self._stage.fill_in(self.vq)
 
     def set_num(self, num: int) -> None:
         """Entries; raises PeerError EBUSY while active, EINVAL for a bad size."""
         if self.active:
             raise PeerError(f"ring {self.index}: its size cannot change while it runs", errno.EBUSY)
         if not self.format.is_size(num):
-            what = "a power of two up to" if self.format is not PACKED else "from 1 to"
+            what = "from 1 to" if self.format.is_packed else "a power of two up to"
             raise PeerError(f"ring {self.index}: size {num} is not {what} 32768")
         self.vq[self.format.num_field] = num
 
@@ -297,7 +317,7 @@ class Vring:
         if gpa is not None and (gpa % 4 or gpa >= 1 << 63):
             raise PeerError(f"ring {self.index}: log address {gpa:#x} must be 4-aligned")
         self.vq["log_used"] = gpa is not None
-        if self.format is not PACKED:
+        if not self.format.is_packed:
             self.vq["log_used_gpa"] = gpa or 0
 
     def set_log(self, hva: int, size: int) -> None:
@@ -324,6 +344,7 @@ class Vring:
         for name, (hva, size) in found.items():
             self.put_part(name, hva, size)
         self.vq["last_region"] = 0
+        forget_ring(self.vq)  # what was fetched may have been elsewhere
         return None
 
     def put_part(self, field: str, hva: int, size: int) -> None:
@@ -345,9 +366,9 @@ class Vring:
         which of the three parts it names.
         """
         vq = self.vq
-        if self.format is PACKED:
-            vq["log_used_gpa"] = memory.hva_to_gpa(int(vq["ring_hva"]))
-            vq["log_event_gpa"] = memory.hva_to_gpa(int(vq["device_hva"]))
+        if self.format.is_packed:
+            vq["log_used_gpa"] = memory.hva_to_gpa(self.part("ring_hva"))
+            vq["log_event_gpa"] = memory.hva_to_gpa(self.part("device_hva"))
         elif virtual:
             vq["log_used_gpa"] = memory.hva_to_gpa(self.part("used_hva"))
 
