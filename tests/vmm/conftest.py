@@ -122,13 +122,16 @@ class Bed:
 class RunBed(Bed):
     """QEMU in `vhostnet run`, in a namespace with a TAP: no daemon."""
 
+    #: of `vhostnet run`
+    options: tuple[str, ...] = ()
+
     @property
     def log(self) -> Path:
         return self.folder / "run.log"
 
     @property
     def prefix(self) -> list[str]:
-        return [*self.host.prefix, *run_prefix(self.log)]
+        return [*self.host.prefix, *run_prefix(self.log, *self.options)]
 
     def tap(self, queue_pairs: int = 1, properties: Mapping[str, str] | None = None) -> TapNic:
         """Make the TAP; QEMU's options for it."""

@@ -22,7 +22,7 @@ from vhostnet.demo.measure import DIRECTIONS
 from vhostnet.demo.qmp import Qmp
 from vhostnet.demo.run_demo import check_vhost
 from vhostnet.errors import HostError
-from vhostnet.uapi.virtio import VIRTIO_F_RING_RESET
+from vhostnet.uapi.virtio import VIRTIO_F_RING_PACKED, VIRTIO_F_RING_RESET
 
 if TYPE_CHECKING:
     from conftest import RunBed
@@ -127,11 +127,15 @@ def test_a_daemon_is_served_after_its_command_has_ended(run_bed: RunBed, memory:
     wait_until(lambda: not is_alive(supervisor))
 
 
+@pytest.mark.parametrize("packed", ["off", "on"])
 @pytest.mark.parametrize("memory", MEMORY)
-def test_a_guest_behind_an_iommu(run_bed: RunBed, memory: str) -> None:
+def test_a_guest_behind_an_iommu(run_bed: RunBed, memory: str, packed: str) -> None:
     """Its misses are read from the descriptor, its updates written to it."""
-    properties = {"iommu_platform": "on", "ats": "on", "disable-legacy": "on"}
+    run_bed.options = ("--packed-rings",)
+    properties = {"iommu_platform": "on", "ats": "on", "disable-legacy": "on", "packed": packed}
     guest = run_bed.start(run_bed.machine(memory, iommu=True), properties=properties)
+    features = guest.check("cat /sys/bus/virtio/devices/virtio0/features")
+    assert features[VIRTIO_F_RING_PACKED] == ("1" if packed == "on" else "0")
     run_bed.assert_pings(guest)
     run_bed.assert_transfers(guest, 2)
     check_vhost(guest, run_bed.log)
@@ -147,6 +151,26 @@ def test_the_guest_resets_single_rings(run_bed: RunBed, memory: str) -> None:
         guest.check(f"ethtool -G eth0 rx {size} tx {size}")
         run_bed.assert_pings(guest)
     run_bed.assert_transfers(guest, 4)
+    check_vhost(guest, run_bed.log)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_a_guest_with_packed_rings(run_bed: RunBed, memory: str) -> None:
+    run_bed.options = ("--packed-rings",)
+    guest = run_bed.start(run_bed.machine(memory), properties={"packed": "on"})
+    features = guest.check("cat /sys/bus/virtio/devices/virtio0/features")
+    assert features[VIRTIO_F_RING_PACKED] == "1"
+    pinged = measure.ping(run_bed.path(guest), 300, interval_s=0.002)
+    assert (pinged.sent, pinged.lost) == (300, 0)
+    run_bed.assert_transfers(guest, 16)
+    for _ in range(3):  # the bases that QEMU keeps have both wrap counters
+        guest.qmp("stop")
+        guest.qmp("cont")
+        run_bed.assert_transfers(guest, 1)
+    guest.qmp("system_reset")
+    guest.wait_for_shell()
+    guest.add_address(0, f"{GUEST}/24")
+    run_bed.assert_pings(guest)
     check_vhost(guest, run_bed.log)
 
 

@@ -22,8 +22,10 @@ from vhostnet.cli.options import (
     CONTROL,
     LINUX_ABI,
     METRICS,
+    PACKED_RINGS,
     Option,
     add_options,
+    check_packed_rings,
     log_options,
     ready_option,
     trace_option,
@@ -84,6 +86,7 @@ OPTIONS = (
         default=False,
     ),
     dataclasses.replace(LINUX_ABI, group="what it is"),
+    dataclasses.replace(PACKED_RINGS, group="what it is"),
     METRICS,
     ready_option("the node can be opened"),
     CONTROL,
@@ -103,6 +106,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the daemon; returns its exit status."""
     settings = values_of(args, OPTIONS)
     logs.set_up(settings["log-level"], settings["log-format"])
+    check_packed_rings(settings)
     options = _node_options(settings)
     check_ready_fd(settings["ready-fd"])
     check_control(settings["control"])
@@ -122,14 +126,15 @@ def main(args: argparse.Namespace) -> int:
         from vhostnet.frontdoors.vhost_ioctl import VhostFile
         from vhostnet.native import lost_memory_raw
 
-        warm(set(catalogue.kernels_for_character_device()), "tap")
+        packed_rings = settings["packed-rings"]
+        warm(set(catalogue.kernels_for_character_device(packed_rings=packed_rings)), "tap")
         memory_alarm = lost_memory_raw.install()
         _as_many_descriptors_as_we_may()
 
         def make_device(name: str) -> VhostFile:
             net = VhostNet(name, settings["linux-abi"])
             net.card = name.replace(" ", "")  # a word of a command line
-            verbs = KernelVerbs(net, OwnerMemory)
+            verbs = KernelVerbs(net, OwnerMemory, packed_rings=packed_rings)
             return VhostFile(verbs) if trace is None else TracedFile(verbs, trace, name)
 
         @contextlib.contextmanager

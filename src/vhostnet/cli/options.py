@@ -8,7 +8,7 @@ reload are all made from these tables.  A new option is a new entry, and for a d
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from vhostnet.cli.option_kinds import (
     Text,
 )
 from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
+from vhostnet.errors import UsageError
 
 # 254 rings: a ring's index has 8 bits, see vhost_user_session.
 MAX_QUEUE_PAIRS = 127
@@ -94,6 +95,14 @@ LINUX_ABI = Option(
     "the feature (--iommu)",
     WHAT,
     default=NEWEST,
+)
+
+PACKED_RINGS = Option(
+    "packed-rings",
+    Switch(),
+    "offer packed rings too, which Linux's driver does not have",
+    WHAT,
+    default=False,
 )
 
 DEVICE_OPTIONS = (
@@ -294,6 +303,13 @@ def add_options(
                 help=option.help,
             )
     return groups
+
+
+def check_packed_rings(settings: Mapping[str, Any]) -> None:
+    """Raise UsageError if they are to be offered by a version that cannot."""
+    version = settings[LINUX_ABI.key]
+    if settings[PACKED_RINGS.key] and not LINUX_ABIS[version].packed_rings:
+        raise UsageError(f"{PACKED_RINGS.option_string}: no driver of Linux {version} has them")
 
 
 def given_of(args: argparse.Namespace, options: Iterable[Option]) -> dict[str, Any]:

@@ -23,7 +23,9 @@ from vhostnet.cli.options import (
     CONTROL,
     LINUX_ABI,
     METRICS,
+    PACKED_RINGS,
     add_options,
+    check_packed_rings,
     log_options,
     trace_option,
     values_of,
@@ -52,6 +54,7 @@ OPTIONS = tuple(
     dataclasses.replace(option, group=GROUP)
     for option in (
         LINUX_ABI,
+        PACKED_RINGS,
         METRICS,
         CONTROL,
         *log_options("warning"),
@@ -96,6 +99,7 @@ def main(args: argparse.Namespace) -> int:
     """Run the command; returns its exit status."""
     settings = values_of(args, OPTIONS)
     logs.set_up(settings["log-level"], settings["log-format"])
+    check_packed_rings(settings)
     log_fd = -1 if args.log_file is None else _open_log(args.log_file)
     check_control(settings["control"])
     path = settings["trace"]
@@ -119,7 +123,8 @@ def _load(settings: Mapping[str, Any], log_fd: int, trace: TraceFile | None) -> 
     from vhostnet.frontdoors.seccomp.devices import TreeDevices
     from vhostnet.native import lost_memory_raw
 
-    names = set(catalogue.kernels_for_character_device())
+    packed_rings = settings["packed-rings"]
+    names = set(catalogue.kernels_for_character_device(packed_rings=packed_rings))
     if not catalogue.is_warm(names) and not logger.isEnabledFor(logging.INFO):
         logger.warning("compiling the data path (once; some seconds)")
     warm(names, "the character device")
@@ -134,4 +139,6 @@ def _load(settings: Mapping[str, Any], log_fd: int, trace: TraceFile | None) -> 
         ):
             yield
 
-    return TreeDevices(settings["linux-abi"], lost_memory_raw.install(), beside, trace)
+    return TreeDevices(
+        settings["linux-abi"], lost_memory_raw.install(), beside, trace, packed_rings=packed_rings
+    )

@@ -42,8 +42,7 @@ from vhostnet.uapi.vhost import (
 )
 from vhostnet.uapi.virtio import (
     VHOST_F_LOG_ALL,
-    VRING_DESC_SIZE,
-    VRING_USED_ELEM_SIZE,
+    VIRTIO_F_RING_PACKED,
     mask,
 )
 
@@ -117,14 +116,24 @@ class KernelVerbs:
     Args:
         net: the device, ours from now on.
         memory_of: pid of a process (its thread group) -> its memory; PeerError.
+        packed_rings: offer VIRTIO_F_RING_PACKED, which Linux's driver does not.
 
     Attributes:
         owner_pid: thread group of the owner, 0: none.
         on_readable: told that `read` has something, in the worker's or the control thread.
     """
 
-    def __init__(self, net: VhostNet, memory_of: Callable[[int], OwnerMemory]) -> None:
+    def __init__(
+        self,
+        net: VhostNet,
+        memory_of: Callable[[int], OwnerMemory],
+        *,
+        packed_rings: bool = False,
+    ) -> None:
         self.net = net
+        self._offered = net.abi.features
+        if packed_rings:
+            self._offered |= net.abi.ring_features(mask(VIRTIO_F_RING_PACKED))
         self.owner_pid = 0
         self.on_readable: Callable[[], None] = lambda: None
         self._memory_of = memory_of
@@ -174,14 +183,14 @@ class KernelVerbs:
 
     def get_features(self) -> int:
         """VHOST_GET_FEATURES."""
-        return self.net.abi.features
+        return self._offered
 
     def set_features(self, features: int) -> None:
         """VHOST_SET_FEATURES: EOPNOTSUPP for a bit that is not offered, EFAULT see below.
 
         LOG_ALL needs, for every active ring, a table that can be logged.
         """
-        if features & ~self.net.abi.features:
+        if features & ~self._offered:
             raise PeerError(f"{self.net.name}: features {features:#x}", errno.EOPNOTSUPP)
         if features >> VHOST_F_LOG_ALL & 1 and any(map(self.net.active, (0, 1))):
             self._check_table(True)
@@ -203,7 +212,7 @@ class KernelVerbs:
         The tail is zero (Linux zeroes from the first word on, which is a bug).
         """
         self._check_features_array(count)
-        return ([self.net.abi.features] + [0] * count)[:count]
+        return ([self._offered] + [0] * count)[:count]
 
     def set_features_array(self, words: Sequence[int]) -> None:
         """VHOST_SET_FEATURES_ARRAY."""
@@ -391,7 +400,11 @@ class KernelVerbs:
         self.net.set_vring_num(index, num)
 
     def set_vring_base(self, index: int, base: int) -> None:
-        """VHOST_SET_VRING_BASE: EBUSY, EINVAL."""
+        """VHOST_SET_VRING_BASE: EBUSY, EINVAL.
+
+        A packed ring's base is of 32 bits: position and wrap counter (bit 15) of what to take
+        next, and in the upper half of what to use next, as Linux has it for vDPA.
+        """
         self._check_ring(index)
         self._check_stopped(index)
         self.net.set_vring_base(index, base)
@@ -402,12 +415,15 @@ class KernelVerbs:
             raise PeerError(f"ring {index}: it runs", errno.EBUSY)
 
     def get_vring_base(self, index: int) -> int:
-        """VHOST_GET_VRING_BASE."""
+        """VHOST_GET_VRING_BASE; see `set_vring_base`."""
         self._check_ring(index)
         return self.net.get_vring_base(index)
 
     def set_vring_addr(self, addr: VringAddr) -> None:
-        """VHOST_SET_VRING_ADDR: EOPNOTSUPP, EINVAL."""
+        """VHOST_SET_VRING_ADDR: EOPNOTSUPP, EINVAL.
+
+        Of a packed ring, desc is the ring, avail the driver's and used the device's event area.
+        """
         self._check_ring(addr.index)
         if addr.flags & ~mask(VHOST_VRING_F_LOG):
             raise PeerError(f"ring {addr.index}: flags {addr.flags:#x}", errno.EOPNOTSUPP)
@@ -417,9 +433,8 @@ class KernelVerbs:
             raise PeerError(f"ring {addr.index}: no user range")
         if self.net.active(addr.index):
             self._reach(self._ring_ranges(addr))
-        addresses = VringAddresses(addr.desc_user_addr, addr.avail_user_addr, addr.used_user_addr)
         log = addr.log_guest_addr if addr.flags >> VHOST_VRING_F_LOG & 1 else None
-        self.net.set_vring_addr(addr.index, addresses, log)
+        self.net.set_vring_addr(addr.index, _addresses_of(addr), log)
         self._addresses[addr.index] = addr
 
     def _ring_is_user_range(self, addr: VringAddr) -> bool:
@@ -429,12 +444,9 @@ class KernelVerbs:
         """(uva, bytes) of the three parts; none if they are I/O virtual."""
         if self.net.iotlb is not None:
             return []
-        num = self.net.vqs[addr.index].num
-        return [
-            (addr.desc_user_addr, VRING_DESC_SIZE * num),
-            (addr.avail_user_addr, 6 + 2 * num),
-            (addr.used_user_addr, 6 + VRING_USED_ELEM_SIZE * num),
-        ]
+        ring = self.net.vqs[addr.index]
+        parts = ring.format.parts(_addresses_of(addr), ring.num)
+        return [(part.address, part.size) for part in parts]
 
     def set_vring_kick(self, index: int, fd: int) -> None:
         """VHOST_SET_VRING_KICK: EBADF, EINVAL (also for an eventfd that has overflowed)."""
@@ -591,6 +603,10 @@ def without_overlaps(regions: Sequence[Region]) -> list[Region]:
             )
             covered = r.gpa + r.size
     return kept
+
+
+def _addresses_of(addr: VringAddr) -> VringAddresses:
+    return VringAddresses(addr.desc_user_addr, addr.avail_user_addr, addr.used_user_addr)
 
 
 def eventfd_copy(fd: int) -> int:

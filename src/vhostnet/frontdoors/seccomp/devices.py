@@ -31,6 +31,7 @@ class TreeDevices:
         memory_alarm: an eventfd that tells when an owner's memory file was cut short.
         serving: entered while calls are answered: the control socket.
         trace: is told the calls.
+        packed_rings: offer them, beyond Linux.
     """
 
     def __init__(
@@ -41,9 +42,12 @@ class TreeDevices:
             [Loop, Supervisor], AbstractContextManager[object]
         ] = lambda _loop, _calls: nullcontext(),
         trace: TraceFile | None = None,
+        *,
+        packed_rings: bool = False,
     ) -> None:
         self.serving = serving
         self._linux_abi = linux_abi
+        self._packed_rings = packed_rings
         self._trace = trace
         self.memory_alarm = memory_alarm
         self._remote = PathReader(native()).remote
@@ -53,7 +57,8 @@ class TreeDevices:
 
     def open(self, name: str) -> VhostFile:
         """A device of its own for an open file."""
-        verbs = KernelVerbs(VhostNet(name, self._linux_abi), self._memory_of)
+        net = VhostNet(name, self._linux_abi)
+        verbs = KernelVerbs(net, self._memory_of, packed_rings=self._packed_rings)
         return VhostFile(verbs) if self._trace is None else TracedFile(verbs, self._trace, name)
 
     def _memory_of(self, pid: int) -> OwnerMemory:
