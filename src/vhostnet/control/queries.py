@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vhostnet import __version__
 from vhostnet.datapath.codes import RING_ERRORS
-from vhostnet.device.ring_formats import PACKED, REMOTE_SPLIT
 from vhostnet.observe.statistics import device_statistics
 from vhostnet.uapi.vhost_user import VHOST_USER_F_PROTOCOL_FEATURES
 from vhostnet.uapi.virtio import feature_names
@@ -120,7 +119,7 @@ def _vring(card: Card, net: VhostNet, number: int, ring: Vring) -> dict[str, Any
         "running": net.active(ring.index),
         "format": _format(ring),
         "num": ring.num,
-        **(_packed_position(vq) if ring.format is PACKED else _split_position(vq)),
+        **(_packed_position(vq) if ring.format.is_packed else _split_position(vq)),
         "kicks-wanted": not int(vq["used_flags"]),
         "kick": _kick(vq),
         "call": int(vq["call_fd"]) >= 0,
@@ -136,9 +135,8 @@ def _vring(card: Card, net: VhostNet, number: int, ring: Vring) -> dict[str, Any
 
 
 def _format(ring: Vring) -> str:
-    if ring.format is PACKED:
-        return "packed"
-    return "split, remote" if ring.format is REMOTE_SPLIT else "split"
+    name = "packed" if ring.format.is_packed else "split"
+    return f"{name}, remote" if ring.is_remote else name
 
 
 def _kick(vq: Any) -> str | None:
