@@ -318,6 +318,8 @@ WORKER = _record(
     "queued",
     # their order, four bits an item, next one lowest
     "work_list",
+    # turns and packets since epoll was asked
+    "unasked",
     "n_work",
     # address of EPOLL_EVENT[EPOLL_BATCH]
     "events_hva",

@@ -146,4 +146,5 @@ def handle_port(
         if outcome == HANDLED and int(out["last_error"]) != error_before:
             outcome = HANDLED_PEER_ERROR
     _unlock(link)
+    worker["unasked"] += taken
     return outcome

@@ -21,7 +21,7 @@ from .codes import (
 from .layout import POLL_MS, WORK_TX_KICK, WORK_TX_NET
 from .port import handle_port
 from .work import work_queue, work_take
-from .worker_loop import busy_poll, poll_wait, prepare_to_wait
+from .worker_loop import busy_poll, poll_edges, prepare_to_wait
 
 Record = Any
 
@@ -41,6 +41,7 @@ def run_port_work(
     """Run the first work item; HANDLED, or the codes.WORKER_* that Python should hear."""
     item = work_take(worker)
     worker["runs"] += 1
+    worker["unasked"] += 1
     if (item != WORK_TX_KICK and item != WORK_TX_NET) or not tx["active"]:
         return HANDLED
     result = handle_port(worker, tx, tx_mem, out, out_regions, link, src, dst, heads)
@@ -76,7 +77,7 @@ def port_worker(
         heads: RX_HEAD[UIO_MAXIOV], scratch.
 
     Returns:
-        codes.WORKER_*, RX errors being the other guest's; or -errno of epoll_wait.
+        codes.WORKER_*, RX errors being the other guest's; or -errno of epoll_edges.
     """
     worker = worker_array[0]
     rx = rx_array[0]
@@ -91,7 +92,7 @@ def port_worker(
                 prepare_to_wait(worker, rx, tx)
                 if int(worker["n_work"]) == 0:
                     timeout_ms = POLL_MS if tx["polled"] else -1
-        stop = poll_wait(worker, rx, tx, link, link, timeout_ms)
+        stop = poll_edges(worker, rx, tx, link, link, timeout_ms)
         if stop < 0:
             return stop
         if tx["polled"]:

@@ -175,4 +175,5 @@ def handle_rx(
     publish(vq)
     signal_used(vq)
     end_run(vq, taken, int(vq["chains"]) - chains_before)
+    worker["unasked"] += taken
     return outcome

@@ -131,4 +131,5 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
             break
     vq["chains"] += taken
     end_run(vq, taken, taken)
+    worker["unasked"] += taken
     return outcome

@@ -12,7 +12,7 @@ edge), and neither a backend that is readable while the guest has no buffers nor
 always writable costs a turn.  The kernel stays here, without the GIL, until the control
 eventfd asks it to stop or something happens that Python should log.
 
-    RUNNING   work queued; epoll is asked with timeout 0 between turns
+    RUNNING   work queued; epoll is asked with timeout 0 once a batch of packets
         Caveats:     rings and memory may be changed by nobody else
     SPINNING  nothing queued, busy polling on: rings and epoll are looked at for a while
         Operations:  a ring that changed, or any edge, queues work
@@ -69,6 +69,7 @@ from .layout import (
     EVENT_BACKEND,
     EVENT_CONTROL,
     POLL_MS,
+    VHOST_NET_BATCH,
     WORK_RX_KICK,
     WORK_RX_NET,
     WORK_TX_KICK,
@@ -85,11 +86,17 @@ EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP = 1, 4, 8, 16
 
 
 @helper
-def _kicked(worker: Record, vq: Record, item: int, events_hva: int) -> None:
-    """A kick arrived: note it, empty it if it is a pipe, queue the handler."""
+def take_kick(vq: Record, events_hva: int) -> None:
+    """Note a kick, and empty it if it is a pipe."""
     note_kick(vq)
     if vq["kick_is_pipe"]:
         read(int(vq["kick_fd"]), events_hva, EPOLL_BATCH * EPOLL_EVENT_SIZE)
+
+
+@helper
+def _kicked(worker: Record, vq: Record, item: int, events_hva: int) -> None:
+    """A kick arrived: queue the handler."""
+    take_kick(vq, events_hva)
     work_queue(worker, item)
 
 
@@ -101,6 +108,7 @@ def poll_wait(
     events_hva = int(worker["events_hva"])
     if timeout_ms == 0:
         worker["polls"] += 1
+    worker["unasked"] = 0
     n = epoll_wait(int(worker["epfd"]), events_hva, EPOLL_BATCH, timeout_ms)
     if timeout_ms != 0:
         worker["wakeups"] += 1
@@ -137,6 +145,16 @@ def poll_wait(
 
 
 @helper
+def poll_edges(
+    worker: Record, rx: Record, tx: Record, rx_bk: Record, tx_bk: Record, timeout_ms: int
+) -> int:
+    """As `poll_wait`, but work at hand comes first: it waits only once a batch of packets."""
+    if int(worker["n_work"]) > 0 and int(worker["unasked"]) < VHOST_NET_BATCH:
+        return 0
+    return poll_wait(worker, rx, tx, rx_bk, tx_bk, timeout_ms)
+
+
+@helper
 def _ask_for_kicks(worker: Record, vq: Record, item: int) -> None:
     """Ask the driver to kick if its ring ran empty; if it was quicker, queue the handler."""
     if vq["wants_kick"] and vq["active"] and enable_notify(vq):
@@ -160,7 +178,7 @@ def busy_poll(worker: Record, rx: Record, tx: Record, rx_bk: Record, tx_bk: Reco
     stop = 0
     while deadline_ns > 0:
         deadline_ns = spin_once(worker, rx, tx, deadline_ns)
-        stop = poll_wait(worker, rx, tx, rx_bk, tx_bk, 0)
+        stop = poll_edges(worker, rx, tx, rx_bk, tx_bk, 0)
         if int(worker["n_work"]) > 0:
             spin_result(worker, rx, tx, True)
             return stop
@@ -214,6 +232,7 @@ def run_work(
     """Run the first work item; HANDLED, or the codes.WORKER_* that Python should hear."""
     item = work_take(worker)
     worker["runs"] += 1
+    worker["unasked"] += 1
     if item == WORK_RX_KICK or item == WORK_RX_NET:
         if item == WORK_RX_KICK:
             result = handle_rx_kick(worker, rx, mem, regions, rx_bk, iov, heads)
@@ -283,7 +302,7 @@ def vhost_worker(
                     prepare_to_wait(worker, rx, tx)
                     if int(worker["n_work"]) == 0:
                         timeout_ms = POLL_MS if rx["polled"] or tx["polled"] else -1
-        stop = poll_wait(worker, rx, tx, rx_bk, tx_bk, timeout_ms)
+        stop = poll_edges(worker, rx, tx, rx_bk, tx_bk, timeout_ms)
         if stop < 0:
             return stop
         if rx["polled"] or tx["polled"]:
