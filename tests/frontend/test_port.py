@@ -183,6 +183,37 @@ def test_a_partner_that_goes_in_the_middle_of_traffic(bed: PortBed, how: str) ->
     assert b.ring_errors() == {}
 
 
+def test_one_worker_serves_both_ways(bed: PortBed) -> None:
+    a, b = bed.both()
+    first, second = (card[0].worker for card in bed.cards)
+    assert first is not None
+    assert second is not None
+    runs = second.counters()["runs"]  # of before the first guest was there
+    for k in range(20):
+        assert a.send(frame(k)) is None
+        assert b.receive(timeout=5.0) == frame(k)
+        assert b.send(frame(100 + k)) is None  # a kick alone wakes the first card's worker
+        assert a.receive(timeout=5.0) == frame(100 + k)
+    assert second.counters()["runs"] == runs
+    assert first.counters()["runs"] >= 40
+    assert bed.tx(1)["kicks"] > 0
+
+
+def test_guests_that_come_and_go_always_find_a_worker(bed: PortBed) -> None:
+    guests = [bed.open(0).start(), bed.open(1).start()]
+    for turn in range(12):
+        leaver, stayer = turn % 2, 1 - turn % 2
+        guests[leaver].close()
+        before = bed.tx(stayer)["drop_no_peer"]
+        guests[stayer].send(frame(turn))
+        guests[stayer].flush()
+        assert bed.tx(stayer)["drop_no_peer"] == before + 1
+        guests[leaver] = bed.open(leaver, PACKED_MRG if turn % 3 else MRG).start()
+        for sender, receiver in (guests, guests[::-1]):
+            sender.send(frame(200 + turn))
+            assert receiver.receive(timeout=5.0) == frame(200 + turn)
+
+
 def test_a_sender_that_goes_leaves_the_partner_its_buffers(bed: PortBed) -> None:
     a, b = bed.both(num=16)
     for turn in range(5):

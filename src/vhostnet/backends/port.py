@@ -34,6 +34,7 @@ def _queue() -> BackendQueue:
     header = np.zeros(PORT_HDR_SIZE, np.uint8)
     bounce = np.zeros(HOLD_SIZE, np.uint8)
     template = np.zeros(PORT_TEMPLATE_SIZE, np.uint8)
+    record[0]["back_epfd"] = -1
     record[0]["port_hdr_hva"] = header.ctypes.data
     record[0]["frame_bounce_hva"] = bounce.ctypes.data
     record[0]["template_hva"] = template.ctypes.data

@@ -68,6 +68,8 @@ WORKER_TX_ERROR = 3  # the same, TX ring
 WORKER_BACKEND_GONE = 4  # the TAP was deleted under us
 WORKER_RX_MISS = 5  # vring["miss_iova"] of the RX ring is to be asked for
 WORKER_TX_MISS = 6  # the same, TX ring
+WORKER_BACK_RX_ERROR = 7  # as WORKER_RX_ERROR, of a port's way back
+WORKER_BACK_TX_ERROR = 8  # as WORKER_TX_ERROR, likewise
 
 # What a handler tells the worker's loop.
 HANDLED = 0

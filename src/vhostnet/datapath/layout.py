@@ -320,6 +320,8 @@ WORKER = _record(
     "work_list",
     # turns and packets since epoll was asked
     "unasked",
+    # a port that serves both ways: the other guest's epoll set has something to say
+    "back_ready",
     "n_work",
     # address of EPOLL_EVENT[EPOLL_BATCH]
     "events_hva",
@@ -338,6 +340,9 @@ WORK_RX_NET = 2
 WORK_TX_NET = 3
 EVENT_BACKEND = 4
 EVENT_CONTROL = 5
+EVENT_BACK = 6
+#: A port that serves both ways: the other guest's TX ring takes the place of a RX ring.
+WORK_BACK_KICK = WORK_RX_KICK
 
 # How frames go in and out of a descriptor; see frame_io.py.
 #: it is ours, and non-blocking
@@ -531,6 +536,8 @@ PORT = _record(
     "peer_ecn",
     # a word that says who is at the receiver's ring, if other workers serve it too; else 0
     "lock_hva",
+    # the epoll set of the way back, if one worker serves both
+    "back_epfd",
     # u8[PORT_HDR_SIZE]: a private copy of a packet's header, and behind it the receiver's
     "port_hdr_hva",
     # u8[HOLD_SIZE]: a packet whose frame has to be changed, and u8[PORT_TEMPLATE_SIZE]: the

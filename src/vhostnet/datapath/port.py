@@ -1,8 +1,8 @@
 """handle_port: from one guest's TX ring to another guest's RX ring.
 
-The worker of the sender does all of it, and nobody else touches the receiver's RX ring, so the
-path of a packet has no lock.  (Only where fewer of the receiver's pairs run than of the
-sender's do several workers share a ring: then `lock_hva` says who is at it, for a run.)
+One worker does all of it, and nobody else touches either ring, so the path of a packet has no
+lock.  (Only where fewer of the receiver's pairs run than of the sender's do several workers share
+a ring: then `lock_hva` says who is at it, for a run.)
 
 A wire does not wait: a receiver that has no buffers, is not there, or has a broken ring costs the
 sender nothing but its packets, which are counted.  So nobody ever waits for the receiver, and its
@@ -21,7 +21,7 @@ from vhostnet.uapi.virtio import VNET_HDR_GSO_TYPE
 from .backend_ops import backend_ready
 from .codes import HANDLED, HANDLED_PEER_ERROR, RING_EMPTY
 from .counting import count_drop, end_run, publish
-from .layout import PORT, VHOST_NET_BATCH, WORK_TX_KICK
+from .layout import PORT, VHOST_NET_BATCH
 from .port_frame import forward_frame
 from .vring_ops import add_used, disable_notify, get_vq_desc, publish_used, signal_used
 from .work import exceeds_weight, ring_error, ring_fault, work_queue
@@ -63,6 +63,7 @@ def _count(vq: Record, link: Record, total: int, result: int) -> None:
 @helper
 def handle_port(
     worker: Record,
+    item: int,
     vq: Record,
     mem: Any,
     out: Record,
@@ -74,6 +75,9 @@ def handle_port(
 ) -> int:
     """Forward what one guest has made available to the other, at most one weight of it.
 
+    Args:
+        item: the work item that this is, for more of it.
+
     Every chain that is taken is handed back.  A chain is taken and looked at before the receiver's
     buffers are, so whatever is wrong with it costs the receiver nothing.
 
@@ -81,7 +85,7 @@ def handle_port(
         HANDLED_*; HANDLED_PEER_ERROR is about the ring *out*.
     """
     if not _try_lock(link):
-        work_queue(worker, WORK_TX_KICK)
+        work_queue(worker, item)
         return HANDLED
     disable_notify(vq)
     vq["wants_kick"] = 0
@@ -134,7 +138,7 @@ def handle_port(
         if exceeds_weight(taken, taken_bytes):
             publish(vq)
             signal_used(vq)
-            work_queue(worker, WORK_TX_KICK)
+            work_queue(worker, item)
             break
     chains = int(vq["chains"]) - chains_before
     end_run(vq, chains, chains)

@@ -66,6 +66,7 @@ from .layout import (
     EPOLL_BATCH,
     EPOLL_EVENT_DATA,
     EPOLL_EVENT_SIZE,
+    EVENT_BACK,
     EVENT_BACKEND,
     EVENT_CONTROL,
     POLL_MS,
@@ -136,6 +137,8 @@ def poll_wait(
                 work_queue(worker, WORK_TX_NET)
         elif source == EVENT_CONTROL:
             stop = 1
+        elif source == EVENT_BACK:
+            worker["back_ready"] = 1
     # after the loop: reading a pipe borrows the events' memory
     if rx_kick:
         _kicked(worker, rx, WORK_RX_KICK, events_hva)

@@ -2,9 +2,16 @@
 
 Theory of operation
 -------------------
-Two cards are joined, pair by pair.  The worker of a pair serves its own guest's TX ring and the
-*other* guest's RX ring; its own RX ring is the business of the other pair's worker.  So no ring
-has two workers, and nothing has to be locked on the path of a packet.
+Two cards are joined, pair by pair, and a worker serves ways: from one guest's TX ring to the
+other's RX ring.  It is always one worker that serves both of these rings, so nothing has to be
+locked on the path of a packet.
+
+    TOGETHER  both pairs run and have only each other: the first card's worker serves both ways,
+              the other one rests, its epoll set watched by the first
+    ALONE     else: each pair's worker serves what its own guest sends
+
+Together is what two guests nearly always are.  Two workers that wake each other for every batch
+cost more than they carry; on one core they would also take turns.
 
 What control changes of one card, the workers of both may see, so it parks both (`quiesced`).
 Whoever comes back from parking looks at everything anew (`_run`): the other guest may have gone,
@@ -17,14 +24,27 @@ that does; only then a ring has several workers, which take turns by a lock.
 from __future__ import annotations
 
 import contextlib
+import select
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from vhostnet.datapath.codes import WORKER_RX_ERROR
-from vhostnet.datapath.layout import IOVEC, UIO_MAXIOV
+from vhostnet.datapath.codes import (
+    WORKER_BACK_RX_ERROR,
+    WORKER_BACK_TX_ERROR,
+    WORKER_RX_ERROR,
+    WORKER_TX_ERROR,
+)
+from vhostnet.datapath.layout import (
+    EVENT_BACK,
+    IOVEC,
+    UIO_MAXIOV,
+    WORK_BACK_KICK,
+    WORK_TX_KICK,
+)
 from vhostnet.datapath.port_worker import port_worker
+from vhostnet.datapath.work import work_queue
 from vhostnet.uapi.virtio import (
     VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_GUEST_ECN,
@@ -40,6 +60,7 @@ from vhostnet.uapi.virtio import (
 
 from .vhost_net import VhostNet
 from .vring import VHOST_NET_VQ_TX
+from .worker import Worker
 
 #: What a receiver has to have acked to be given a packet of this GSO type uncut.  The type of UDP
 #: does not say which IP it is, so it takes both.
@@ -49,18 +70,28 @@ _GSO_FEATURES = (
     (VIRTIO_NET_HDR_GSO_UDP_L4, mask(VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6)),
 )
 
+_OF_THE_WAY_BACK = {
+    WORKER_BACK_RX_ERROR: WORKER_RX_ERROR,
+    WORKER_BACK_TX_ERROR: WORKER_TX_ERROR,
+}
+
 
 class PortNet(VhostNet):
     """One queue pair of a card that is joined to another card.
 
     Attributes:
         peers: all pairs of the other card; none until `join`.
+        leads: where one worker serves both ways, it is this card's.
     """
 
     def __init__(self, name: str, linux_abi: str = "newest") -> None:
         super().__init__(name, linux_abi)
         self.peers: Sequence[PortNet] = ()
+        self.leads = False
         self._out_iov = np.zeros(2 * UIO_MAXIOV + 1, IOVEC)
+        # what `_run` found last, and what is watched: (our worker, the other's)
+        self._together: PortNet | None = None
+        self._watching: tuple[Worker | None, Worker | None] = (None, None)
         self._rx_lock = np.zeros(1, np.int64)
 
     @contextlib.contextmanager
@@ -88,7 +119,7 @@ class PortNet(VhostNet):
     def flush(self) -> None:
         """Return when every kick of before, of either guest, has been handled."""
         for net in (self, *self.peers):
-            if net.worker is not None:
+            if net.worker is not None and (net.leads or net._partner() is None):
                 net.worker.flush()
 
     def _target(self) -> PortNet:
@@ -100,25 +131,64 @@ class PortNet(VhostNet):
                 return running[self.pair % len(running)]
         return usual
 
+    def _partner(self) -> PortNet | None:
+        """The other end, if the two are TOGETHER."""
+        if not self.peers:
+            return None
+        other = self.peers[self.pair]
+        ends = (self, other)
+        if any(net.worker is None or net._backends[VHOST_NET_VQ_TX] is None for net in ends):
+            return None
+        return other if all(net.rx.active for net in (*self.peers, *other.peers)) else None
+
     def _run(self) -> int | None:
         """Enter the kernel once; None if this guest sends nothing."""
         worker, queue = self.worker, self._backends[VHOST_NET_VQ_TX]
         if worker is None or queue is None or not self.peers:
             return None
+        partner = self._partner()
+        changed, self._together = partner is not self._together, partner
+        if partner is not None and not self.leads:
+            return None
         target = self._target()
         self._tell_link(queue.record[0], target)
+        back_tx, back_queue = np.zeros(1, target.tx.record.dtype), queue
+        if partner is not None:
+            back_tx = partner.tx.record
+            back_queue = partner._backends[VHOST_NET_VQ_TX] or queue
+            partner._tell_link(back_queue.record[0], self)
+        queue.record[0]["back_epfd"] = self._watch(partner)
+        if changed:  # what was queued, was so for another worker
+            work_queue(worker.record[0], WORK_TX_KICK)
+            work_queue(worker.record[0], WORK_BACK_KICK)
         return port_worker(
             worker.record,
             self.rx.record,
             self.tx.record,
             self.memory.array,
             target.rx.record,
+            back_tx,
             target.memory.array,
             queue.record,
+            back_queue.record,
             self._iov,
             self._out_iov,
             self._heads,
         )
+
+    def _watch(self, partner: PortNet | None) -> int:
+        """Let the edges of the partner's worker wake ours; returns its epoll set, or -1."""
+        ours, theirs = self.worker, None if partner is None else partner.worker
+        assert ours is not None
+        if self._watching != (ours, theirs):
+            before = self._watching[1] if self._watching[0] is ours else None
+            # the set of a worker that has ended is closed, and so gone from ours
+            if before is not None and any(net.worker is before for net in self.peers):
+                ours.unwatch(before.epoll_fd)
+            if theirs is not None:
+                ours.watch(theirs.epoll_fd, select.EPOLLIN, EVENT_BACK)
+            self._watching = (ours, theirs)
+        return -1 if theirs is None else theirs.epoll_fd
 
     def _tell_link(self, link: Any, target: PortNet) -> None:
         """What the kernel has to know of the receiver."""
@@ -134,6 +204,9 @@ class PortNet(VhostNet):
 
     def _on_event(self, code: int) -> None:
         """As `VhostNet._on_event`; an RX ring that is broken is the other guest's."""
+        if code in _OF_THE_WAY_BACK:
+            self.peers[self.pair]._on_event(_OF_THE_WAY_BACK[code])
+            return
         if code != WORKER_RX_ERROR:
             super()._on_event(code)
             return
@@ -145,4 +218,4 @@ def join_ports(ours: Sequence[PortNet], theirs: Sequence[PortNet]) -> None:
     """Let two cards with equally many pairs be each other's network; neither has an owner yet."""
     for card, other in ((ours, theirs), (theirs, ours)):
         for pair, net in enumerate(card):
-            net.pair, net.peers = pair, tuple(other)
+            net.pair, net.peers, net.leads = pair, tuple(other), card is ours

@@ -103,6 +103,11 @@ class Worker:
         """Whether it waits for control, or for control to change something."""
         return self._parked
 
+    @property
+    def epoll_fd(self) -> int:
+        """The set that the thread waits in; readable when it has an edge to take."""
+        return self._epoll.fileno()
+
     def start(self) -> None:
         """Create the thread."""
         if threading.current_thread() is threading.main_thread():
