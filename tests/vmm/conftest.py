@@ -6,6 +6,7 @@ from a fault of vhostnet.  Tests that only make sense for vhostnet are skipped t
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tree_bed import is_alive, wait_until
 from vhostnet.demo import measure
 from vhostnet.demo.accel import accelerator
 from vhostnet.demo.daemon import Daemon
@@ -124,10 +126,12 @@ class RunBed(Bed):
 
     #: of `vhostnet run`
     options: tuple[str, ...] = ()
+    #: how often it was started: each time has a log of its own
+    number = 0
 
     @property
     def log(self) -> Path:
-        return self.folder / "run.log"
+        return self.folder / f"run{self.number}.log"
 
     @property
     def prefix(self) -> list[str]:
@@ -137,7 +141,8 @@ class RunBed(Bed):
         """Make the TAP; QEMU's options for it."""
         self.queue_pairs = queue_pairs
         self.host.add_tap("tap0", f"{HOST}/24", queue_pairs=queue_pairs)
-        return TapNic("tap0", queue_pairs=queue_pairs, properties=properties or {}, vhost=True)
+        self.nic = TapNic("tap0", queue_pairs=queue_pairs, properties=properties or {}, vhost=True)
+        return self.nic
 
     def machine(self, memory: str, *, smp: int = 1, mib: int = 256, iommu: bool = False) -> Machine:
         """A guest whose memory is "private" (QEMU's default) or "shared"."""
@@ -158,6 +163,19 @@ class RunBed(Bed):
         guest.add_address(0, f"{GUEST}/24")
         check_vhost(guest, self.log)
         return guest
+
+    def arrive(self, state: Path, machine: Machine) -> GuestVM:
+        """Start a guest that was migrated to the file *state*, by another `vhostnet run`.
+
+        Args:
+            machine: as it was.
+        """
+        before = self.supervisor()
+        wait_until(lambda: not is_alive(before))  # and has let go of the TAP
+        self.number += 1
+        machine = dataclasses.replace(machine, incoming=f"exec:cat {state}")
+        guest = GuestVM(self.image, machine, [self.nic], prefix=self.prefix)
+        return self.stack.enter_context(guest)
 
     def supervisor(self) -> int:
         """The process that the worker threads are of."""
@@ -210,8 +228,8 @@ def run_bed(image: GuestImage, accel: str, tmp_path: Path) -> Iterator[RunBed]:
         except HostError as err:
             pytest.skip(str(err))
         yield made
-        log = made.log.read_text() if made.log.exists() else ""
-        assert "Traceback" not in log
+        for log in tmp_path.glob("run*.log"):
+            assert "Traceback" not in log.read_text()
 
 
 def _bed(image: GuestImage, accel: str, folder: Path) -> Iterator[Bed]:

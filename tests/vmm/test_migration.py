@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from vhostnet.demo.qemu import GuestVM
 from vhostnet.demo.tools import spawn
 
 if TYPE_CHECKING:
-    from conftest import Bed
+    from conftest import Bed, RunBed
 
 pytestmark = [pytest.mark.vmm, pytest.mark.root]
 
@@ -65,23 +66,73 @@ def migrate_to_file(guest: GuestVM, state: Path) -> None:
     wait_until(lambda: status_of(guest) == "completed")
 
 
-def arrived(bed: Bed, state: Path, *, paused: bool) -> GuestVM:
-    """Start the guest again from the file."""
-    moved = GuestVM(
-        bed.image,
-        Machine(bed.accel, incoming=f"exec:cat {state}", paused=paused),
-        [VhostUserNic(bed.socket)],
-        prefix=bed.host.prefix,
-    )
-    bed.stack.enter_context(moved)
+class OverSocket:
+    """A guest of `vhostnet serve`, which goes on serving it when it has moved."""
+
+    def __init__(self, bed: Bed) -> None:
+        self.bed = bed
+
+    def boot(self) -> GuestVM:
+        if self.bed.serve() is None:
+            pytest.skip("QEMU's own card needs no dirty log")
+        return self.bed.boot()
+
+    def arrive(self, state: Path, *, paused: bool) -> GuestVM:
+        """Start the guest again from the file."""
+        machine = Machine(self.bed.accel, incoming=f"exec:cat {state}", paused=paused)
+        nics = [VhostUserNic(self.bed.socket)]
+        moved = GuestVM(self.bed.image, machine, nics, prefix=self.bed.host.prefix)
+        return self.bed.stack.enter_context(moved)
+
+
+class OverIoctls:
+    """A guest of one `vhostnet run`, which arrives at another one."""
+
+    def __init__(self, bed: RunBed, memory: str, options: tuple[str, ...] = ()) -> None:
+        self.bed = bed
+        self.machine = bed.machine(memory)
+        bed.options = options
+
+    def boot(self) -> GuestVM:
+        packed = "on" if self.bed.options else "off"
+        return self.bed.start(self.machine, properties={"packed": packed})
+
+    def arrive(self, state: Path, *, paused: bool) -> GuestVM:
+        """Start the guest again from the file."""
+        return self.bed.arrive(state, dataclasses.replace(self.machine, paused=paused))
+
+
+DOORS: dict[str, Callable[[pytest.FixtureRequest], OverSocket | OverIoctls]] = {
+    "vhost-user": lambda request: OverSocket(request.getfixturevalue("bed")),
+    "run, private memory": lambda request: OverIoctls(
+        request.getfixturevalue("run_bed"), "private"
+    ),
+    "run, shared memory": lambda request: OverIoctls(request.getfixturevalue("run_bed"), "shared"),
+    "run, private memory, packed": lambda request: OverIoctls(
+        request.getfixturevalue("run_bed"), "private", ("--packed-rings",)
+    ),
+    "run, shared memory, packed": lambda request: OverIoctls(
+        request.getfixturevalue("run_bed"), "shared", ("--packed-rings",)
+    ),
+}
+
+
+@pytest.fixture(params=DOORS)
+def door(request: pytest.FixtureRequest) -> OverSocket | OverIoctls:
+    return DOORS[request.param](request)
+
+
+def arrived(door: OverSocket | OverIoctls, state: Path, *, paused: bool) -> GuestVM:
+    """Start the guest again from the file, and wait until all of it is there."""
+    moved = door.arrive(state, paused=paused)
     wait_until(lambda: moved.qmp("query-status")["status"] in ("running", "paused"))
     return moved
 
 
-def test_a_guest_migrates_under_traffic_and_every_byte_arrives(bed: Bed) -> None:
-    if bed.serve() is None:
-        pytest.skip("QEMU's own card needs no dirty log")
-    guest = bed.boot()
+def test_a_guest_migrates_under_traffic_and_every_byte_arrives(
+    door: OverSocket | OverIoctls,
+) -> None:
+    bed, guest = door.bed, door.boot()
     bed.assert_pings(guest)
     guest.check("(nc -l -p 5300 | sha256sum > /tmp/sum; echo > /tmp/done) > /dev/null 2>&1 &")
     guest.wait_until("netstat -ltn | grep -q ':5300 '")
@@ -90,7 +141,7 @@ def test_a_guest_migrates_under_traffic_and_every_byte_arrives(bed: Bed) -> None
     migrate_to_file(guest, bed.folder / "state")
     assert sender.poll() is None, "the traffic ended before the migration"
     guest.stop()
-    moved = arrived(bed, bed.folder / "state", paused=False)
+    moved = arrived(door, bed.folder / "state", paused=False)
     moved.wait_until("test -e /tmp/done", timeout=90)
     said, _ = sender.communicate(timeout=60)
     assert moved.check("cut -d' ' -f1 /tmp/sum").strip() == said.decode().strip()
@@ -98,11 +149,9 @@ def test_a_guest_migrates_under_traffic_and_every_byte_arrives(bed: Bed) -> None
     bed.assert_quiet_log()
 
 
-def test_pages_that_only_we_have_written_are_migrated(bed: Bed) -> None:
+def test_pages_that_only_we_have_written_are_migrated(door: OverSocket | OverIoctls) -> None:
     """Packets arrive, after their pages were sent, in a card that the guest does not look at."""
-    if bed.serve() is None:
-        pytest.skip("QEMU's own card needs no dirty log")
-    guest = bed.boot()
+    bed, guest = door.bed, door.boot()
     bed.assert_pings(guest)
     mac = guest.check("cat /sys/class/net/eth0/address").strip()
     neighbour = ["ip", "neigh", "replace", HOST_GUEST, "lladdr", mac, "dev", "tap0"]
@@ -121,7 +170,7 @@ def test_pages_that_only_we_have_written_are_migrated(bed: Bed) -> None:
     before, after = bed.folder / "before", bed.folder / "after"
     guest.qmp("pmemsave", val=0, size=RAM, filename=str(before))
     guest.stop()
-    moved = arrived(bed, bed.folder / "state", paused=True)
+    moved = arrived(door, bed.folder / "state", paused=True)
     moved.qmp("pmemsave", val=0, size=RAM, filename=str(after))
     written = 0
     with before.open("rb") as a, after.open("rb") as b:
