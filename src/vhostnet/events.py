@@ -24,6 +24,9 @@ EVENTS = {
     "VRING_STARTED": "the worker looks at a ring from now on (device, vring, queue, num, base)",
     "VRING_STOPPED": "it does so no longer (device, vring, queue, base)",
     "VRING_ERROR": "a ring was found broken (device, vring, queue, error, reason)",
+    "VRING_STALLED": "a ring should move and does not (device, vring, queue, cause, reason)",
+    "VRING_MOVES": "its stall is over: it moves, or has nothing to move any more (device, vring, "
+    "queue, moves, seconds)",
 }
 
 

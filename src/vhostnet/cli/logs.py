@@ -96,6 +96,8 @@ AREAS = {
     "worker": "worker threads",
     "control": "who is at the control socket",
     "cuse": "the character device's callers",
+    "stall": "rings that should move and do not",
+    "metrics": "who asks for the metrics",
     "null": "the null backend",
 }
 

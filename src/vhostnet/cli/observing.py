@@ -1,4 +1,4 @@
-"""What the commands that serve have in common to be looked at: the metrics' door.
+"""What the commands that serve have in common to be looked at: the metrics' door, the watchdog.
 
 What imports numba or prometheus_client is imported in functions.
 """
@@ -67,8 +67,14 @@ def observed(
     Args:
         devices: all there are, now.
     """
-    with metrics.answering(loop, devices):
-        yield
+    from vhostnet.observe.watchdog import Watchdog
+
+    end = Watchdog(devices).run(loop.call_later)
+    try:
+        with metrics.answering(loop, devices):
+            yield
+    finally:
+        end()
 
 
 def _where(address: MetricsAddress | None, sock: socket.socket) -> str:

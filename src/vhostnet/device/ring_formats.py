@@ -8,6 +8,7 @@ Tables of plain functions over a vring record, `SPLIT` and `PACKED`, and `REMOTE
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,11 +24,13 @@ from vhostnet.datapath.layout import (
     VHOST_ACCESS_RW,
     VHOST_ACCESS_WO,
 )
+from vhostnet.datapath.packed_ring import is_available
 from vhostnet.datapath.ring_access import fetch_used, push_device_event, push_used_word
 from vhostnet.datapath.vring_ops import signal_eventfd
 from vhostnet.errors import PeerError
 from vhostnet.native.ordering import load_acquire_u16, smp_mb, store_relaxed_u16
 from vhostnet.uapi.virtio import (
+    VRING_AVAIL_IDX,
     VRING_DESC_SIZE,
     VRING_NUM_MAX,
     VRING_PACKED_DESC_F_USED,
@@ -103,6 +106,26 @@ class RingFormat(Protocol):
     def init_access(self, vq: Record) -> None:
         """Start with what memory says; the ring must be placed."""
 
+    def look(self, vq: Record) -> tuple[int, bool]:
+        """See Vring.look."""
+
+
+def _owners_u16(vq: Record, uva: int, otherwise: int) -> int:
+    """A word of the owner's, not through the copies, which are the worker's.
+
+    Args:
+        otherwise: what it is if the owner is about to go.
+    """
+    try:
+        word = os.pread(int(vq["owner_mem_fd"]), 2, uva)
+    except OSError:
+        word = b""
+    return int.from_bytes(word, "little") if len(word) == 2 else otherwise
+
+
+def _packed_flags_at(pos: int) -> int:
+    return pos * VRING_DESC_SIZE + 14
+
 
 class SplitFormat:
     """VIRTIO 1.2 section 2.7."""
@@ -138,6 +161,13 @@ class SplitFormat:
             Part("used_hva", addresses.used_uva, used_size, 4, VHOST_ACCESS_WO),
         )
 
+    def look(self, vq: Record) -> tuple[int, bool]:
+        idx = self._avail_idx(vq)
+        return (idx - int(vq["last_avail_idx"])) & 0xFFFF, idx != int(vq["avail_idx"])
+
+    def _avail_idx(self, vq: Record) -> int:
+        return load_acquire_u16(int(vq["avail_hva"]) + VRING_AVAIL_IDX)
+
     def _used_idx(self, vq: Record) -> int:
         return load_acquire_u16(int(vq["used_hva"]) + VRING_USED_IDX)
 
@@ -168,6 +198,9 @@ class RemoteSplitFormat(SplitFormat):
     """A split ring that the data path has copies of; see Vring.set_remote."""
 
     dtype = REMOTE_VRING
+
+    def _avail_idx(self, vq: Record) -> int:
+        return _owners_u16(vq, int(vq["avail_uva"]) + VRING_AVAIL_IDX, int(vq["avail_idx"]))
 
 
 class PackedFormat:
@@ -225,6 +258,18 @@ class PackedFormat:
         flags = load_acquire_u16(ring_hva + 14)
         return None if flags & 1 << VRING_PACKED_DESC_F_USED else 1 << VRING_PACKED_DESC_F_USED
 
+    def look(self, vq: Record) -> tuple[int, bool]:
+        flags = self._flags(vq, int(vq["seen_pos"]))
+        unseen = bool(is_available(flags, int(vq["seen_wrap"])))
+        has_seen = (int(vq["seen_pos"]), int(vq["seen_wrap"])) != (
+            int(vq["avail_pos"]),
+            int(vq["avail_wrap"]),
+        )
+        return int(unseen or has_seen), unseen
+
+    def _flags(self, vq: Record, pos: int) -> int:
+        return load_acquire_u16(int(vq["ring_hva"]) + _packed_flags_at(pos))
+
     def init_access(self, vq: Record) -> None:
         fetched = fetch_used(vq)
         store_relaxed_u16(int(vq["device_hva"]) + 2, VRING_PACKED_EVENT_FLAG_ENABLE)
@@ -242,6 +287,11 @@ class RemotePackedFormat(PackedFormat):
     """A packed ring that the data path has copies of; see Vring.set_remote."""
 
     dtype = REMOTE_PACKED_VRING
+
+    def _flags(self, vq: Record, pos: int) -> int:
+        # a descriptor of the lap before, if the owner is about to go: nothing is available
+        used = 0 if vq["seen_wrap"] else 1 << VRING_PACKED_DESC_F_USED
+        return _owners_u16(vq, int(vq["ring_uva"]) + _packed_flags_at(pos), used)
 
 
 SPLIT: RingFormat = SplitFormat()

@@ -20,7 +20,7 @@ import errno
 import logging
 import os
 import select
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -453,7 +453,7 @@ class VhostNet:
                 self._backends[index] = None
                 if self.worker is not None and old.poll_fd >= 0 and old not in self._backends:
                     self.worker.unwatch(old.poll_fd)
-                self._tell("VRING_STOPPED", ring, base=ring.get_base())
+                self.tell("VRING_STOPPED", ring, base=ring.get_base())
             return
         if self.worker is None:
             raise PeerError(f"{self.name}: has no owner", errno.EPERM)
@@ -483,7 +483,7 @@ class VhostNet:
             if queue.poll_fd < 0 or (index == VHOST_NET_VQ_RX and queue.holds_packet()):
                 work_queue(self.worker.record[0], _NET_WORK[index])
             if old is not queue:
-                self._tell("VRING_STARTED", ring, num=ring.num, base=ring.get_base())
+                self.tell("VRING_STARTED", ring, num=ring.num, base=ring.get_base())
 
     def set_discard(self, index: int, discard: bool) -> None:
         """A ring that must move but may not send: its packets are taken and thrown away."""
@@ -547,9 +547,10 @@ class VhostNet:
             reason,
             consequence,
         )
-        self._tell("VRING_ERROR", ring, error=error, reason=reason)
+        self.tell("VRING_ERROR", ring, error=error, reason=reason)
 
-    def _tell(self, event: str, ring: Vring, **data: Any) -> None:
+    def tell(self, event: str, ring: Vring, **data: Any) -> None:
+        """Tell an event (events.py) of one of its rings."""
         queue = f"{_DIRECTION[ring.index]}{self.pair}"
         tell(event, device=self.card, vring=2 * self.pair + ring.index, queue=queue, **data)
 
@@ -558,6 +559,20 @@ class VhostNet:
         """What its rings are attached to, if any is."""
         rx_queue, tx_queue = self._backends
         return rx_queue or tx_queue
+
+    @property
+    def misses(self) -> Mapping[int, int]:
+        """Ring index -> the I/O virtual address that it waits for."""
+        return self._misses
+
+    @property
+    def worker_state(self) -> str:
+        """ "none" so far; "gone"; "failed"; "working", with handlers to run; or "waiting"."""
+        if self.worker is None:
+            return "none" if self._counted is None else "gone"
+        if self.worker.has_failed:
+            return "failed"
+        return "working" if int(self.worker.record[0]["n_work"]) else "waiting"
 
     def worker_counters(self) -> dict[str, int]:
         """Counters of all its workers so far (see Worker.counters); {} before the first owner."""

@@ -384,6 +384,20 @@ class Vring:
         self.format.init_access(vq)
         vq["active"] = 1
 
+    def look(self) -> tuple[int, bool]:
+        """What the driver has made available, of a ring that is active; in the control thread.
+
+        Returns:
+            (chains that no handler has taken: in a packed ring 1 stands for any number; whether
+            some of them were not even seen).
+        """
+        return self.format.look(self.vq)
+
+    @property
+    def direction(self) -> str:
+        """ "rx" or "tx", as the guest sees it."""
+        return "rx" if self.index == VHOST_NET_VQ_RX else "tx"
+
     def signal(self) -> None:
         """Write the call descriptor once, whatever the driver asked for."""
         fd = int(self.vq["call_fd"])

@@ -87,6 +87,8 @@ class Worker:
         self._flushes = 0
         self._flushed = 0
         self._ending = False
+        #: the data path has raised, which is a bug; until control changes something
+        self.has_failed = False
         self.record[0]["epfd"] = self._epoll.fileno()
         self.record[0]["events_hva"] = self._events.ctypes.data
         self.record[0]["timespec_hva"] = self._timespec.ctypes.data
@@ -220,8 +222,10 @@ class Worker:
         while self._wait_for_turn():
             ticket = self._flushes
             try:
+                self.has_failed = False
                 code = self._run()
             except Exception:
+                self.has_failed = True
                 log.exception("%s: the data path raised; it waits for control", self.name)
                 code = None
             self._idle = code is None

@@ -10,9 +10,11 @@ import time
 import pytest
 
 from driver_ring import DriverRing, Memory
+from instance import OneCard
 from vhostnet.backends.tap import TapBackend
 from vhostnet.device.vhost_net import VhostNet
 from vhostnet.errors import HostError, UsageError
+from vhostnet.observe.watchdog import Watchdog
 from vhostnet.uapi.virtio import VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_TSO4, mask
 
 #: A bridge from the TAP to a link of 2 Mbit/s, in whose queue packets stay charged to the TAP.
@@ -199,6 +201,10 @@ def test_a_tap_that_is_deleted_is_reported_and_packets_are_dropped(namespace, ca
         net.flush()
     assert len(rings[1].collect()) == 3
     assert net.tx.counters()["drop_gone"] == 3
+    watchdog = Watchdog(lambda: [OneCard(net)])
+    for _ in range(3):
+        watchdog.check()
+    assert caplog.text.count("tx is stalled: the backend was deleted") == 1
     assert caplog.text.count("the TAP was deleted") == 1
     net.reset_owner()
     table.release()
@@ -207,3 +213,38 @@ def test_a_tap_that_is_deleted_is_reported_and_packets_are_dropped(namespace, ca
     for kick in kicks:
         os.close(kick)
     assert threading.active_count() >= 1
+
+
+def test_a_tap_that_is_down_drops_by_that_cause_and_the_watchdog_says_so(namespace, tap, caplog):
+    tap.negotiate(12, 0)
+    memory = Memory()
+    net = VhostNet("test")
+    net.set_owner(0)
+    net.set_features(1 << 32)
+    table = memory.table()
+    net.set_mem_table(table)
+    ring, kick = DriverRing(memory, 16), os.eventfd(0)
+    net.set_vring_num(1, 16)
+    net.set_vring_addr(1, ring.addresses())
+    net.set_vring_kick(1, os.dup(kick))
+    net.set_backend(1, tap.queues[0])
+    watchdog = Watchdog(lambda: [OneCard(net)])
+    for _ in range(4):
+        ring.send(bytes(12) + FRAME)
+        os.eventfd_write(kick, 1)
+        net.flush()
+        watchdog.check()
+    assert net.tx.counters()["drop_down"] == 4
+    stalled = "tx is stalled: every packet that the guest sends is dropped: the interface is down"
+    assert caplog.text.count(stalled) == 1
+    namespace.up("tap0")
+    ring.send(bytes(12) + FRAME)
+    os.eventfd_write(kick, 1)
+    net.flush()
+    watchdog.check()
+    assert net.tx.counters()["packets"] == 1
+    assert caplog.text.count("tx moves again, after") == 1
+    net.reset_owner()
+    table.release()
+    memory.close()
+    os.close(kick)
