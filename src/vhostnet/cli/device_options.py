@@ -21,13 +21,19 @@ from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
 Conflict = tuple[str, str]
 
 
-def devices_of(args: argparse.Namespace) -> tuple[DeviceOptions, ...]:
-    """The devices that the options describe, or UsageError."""
+def devices_of(args: argparse.Namespace, is_activated: bool = False) -> tuple[DeviceOptions, ...]:
+    """The devices that the options describe, or UsageError.
+
+    Args:
+        is_activated: sockets were handed over, so that devices need none of their own.
+    """
     given = given_of(args, DEVICE_OPTIONS)
     if not args.device:
-        return (_flat_device(given),)
+        return (_flat_device(given, is_activated),)
     refuse_beside("--device", given)
-    devices = tuple(_parse_device(number, text) for number, text in enumerate(args.device))
+    devices = tuple(
+        _parse_device(number, text, is_activated) for number, text in enumerate(args.device)
+    )
     for _, key, text in conflicts_between(devices):
         raise UsageError(f"--device: {key}: {text}")
     return devices
@@ -114,8 +120,8 @@ def port_pairs(devices: Sequence[DeviceOptions]) -> list[tuple[int, int]]:
     return [(first, second) for first, second in users.values()]
 
 
-def _flat_device(given: Mapping[str, object]) -> DeviceOptions:
-    if "socket" not in given and "fd" not in given:
+def _flat_device(given: Mapping[str, object], is_activated: bool) -> DeviceOptions:
+    if "socket" not in given and "fd" not in given and not is_activated:
         raise UsageError("one of --socket-path, --fd, --device and --config is needed")
     if "socket" in given and "fd" in given:
         raise UsageError("--socket-path and --fd exclude each other")
@@ -125,7 +131,7 @@ def _flat_device(given: Mapping[str, object]) -> DeviceOptions:
         raise UsageError(f"--backend is needed: one of {', '.join(BACKEND_SPECS.values())}")
     for key, text in conflicts_within(given):
         raise UsageError(f"--{key}: {text}")
-    device = make_device("--socket-path" if "socket" in given else "--fd", 0, given)
+    device = make_device("--fd" if "fd" in given else "--socket-path", 0, given)
     for _, key, text in conflicts_between([device]):
         raise UsageError(f"--{key}: {text}")
     return device
@@ -149,7 +155,7 @@ def split_keys(text: str) -> dict[str, str]:
     return keys
 
 
-def _parse_device(number: int, text: str) -> DeviceOptions:
+def _parse_device(number: int, text: str, is_activated: bool) -> DeviceOptions:
     given: dict[str, object] = {}
     for key, value in split_keys(text).items():
         if key not in DEVICE_KEYS:
@@ -159,9 +165,9 @@ def _parse_device(number: int, text: str) -> DeviceOptions:
             given[key] = DEVICE_KEYS[key].kind.from_text(value)
         except WrongValue as error:
             raise UsageError(f"--device: {key}: {error}") from None
-    for key in ("socket", "backend"):
+    for key in ("backend",) if is_activated else ("socket", "backend"):
         if key not in given:
             raise UsageError(f"--device {text}: {key}= is needed")
     for key, problem in conflicts_within(given):
         raise UsageError(f"--device: {key}: {problem}")
-    return make_device(f"--device socket={given['socket']}", number, given)
+    return make_device(f"--device socket={given.get('socket', '')}", number, given)

@@ -1,11 +1,11 @@
-"""Tell whoever started us that front-ends may connect: --ready-fd, and systemd's protocol."""
+"""Tell whoever started us that front-ends may connect: --ready-fd, and the service manager."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import socket
 
+from vhostnet.cli.service_manager import notify
 from vhostnet.errors import UsageError
 
 READY = b"READY=1\n"
@@ -28,11 +28,4 @@ def tell_ready(fd: int | None) -> None:
         with contextlib.suppress(OSError):
             os.write(fd, READY)
         os.close(fd)
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address[:1] in ("/", "@"):
-        # Source: sd_notify(3); a leading "@" is the abstract name space.
-        with (
-            contextlib.suppress(OSError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify,
-        ):
-            notify.sendto(READY, "\0" + address[1:] if address[0] == "@" else address)
+    notify("READY=1")

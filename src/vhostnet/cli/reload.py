@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vhostnet.cli import logs
 from vhostnet.cli.options import DAEMON_OPTIONS, DEVICE_OPTIONS
 from vhostnet.cli.served_devices import ServeDaemon
+from vhostnet.cli.service_manager import notify, reloading
 from vhostnet.errors import ConfigError, VhostnetError
 from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions, ServedCard, ServedCards
 
@@ -49,6 +50,11 @@ class Reload:
 
     def __call__(self) -> None:
         """Follow the file as it is now; what is wrong or cannot be is logged."""
+        reloading()
+        self._reload()
+        notify("READY=1")
+
+    def _reload(self) -> None:
         try:
             settings, devices = self._read()
         except ConfigError as error:

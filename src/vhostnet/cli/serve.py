@@ -9,12 +9,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vhostnet.backends import backend_kind
 from vhostnet.cli import logs
+from vhostnet.cli.activation import (
+    Offered,
+    check_all_taken,
+    listeners_of,
+    take_listeners,
+    without_socket,
+)
 from vhostnet.cli.config_file import read_config
 from vhostnet.cli.control_socket import check_control, control_socket, listen
 from vhostnet.cli.daemon_setup import kernels_of, leaving_at_once, warm
@@ -33,6 +41,7 @@ from vhostnet.cli.options import (
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
 from vhostnet.cli.reload import Reload
 from vhostnet.cli.served_devices import ServeDaemon, make_device, open_backend_of
+from vhostnet.cli.service_manager import Watchdog, status_lines, watchdog_s
 from vhostnet.errors import ConfigError, UsageError
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.trace_file import TraceFile
@@ -104,9 +113,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     """Run the daemon; returns its exit status."""
-    settings, wanted_devices = _understand(args)
+    offered = take_listeners(os.environ)
+    settings, wanted_devices = _understand(args, offered)
     logs.set_up(settings["log-level"], settings["log-format"])
-    options = _daemon_options(wanted_devices, settings)
+    listeners, left = listeners_of(wanted_devices, offered)
+    check_all_taken(wanted_devices, left)
+    options = _daemon_options(wanted_devices, settings, listeners)
     joined = port_pairs(options.devices)
     check_ready_fd(settings["ready-fd"])
     check_sockets(options)
@@ -134,45 +146,67 @@ def main(args: argparse.Namespace) -> int:
                 devices,
                 lambda: tell_ready(settings["ready-fd"]),
                 memory_alarm=memory_alarm,
-                serving=lambda cards: _beside(loop, args, settings, cards),
+                serving=lambda cards: _beside(loop, args, offered, settings, cards),
             )
 
 
 @contextlib.contextmanager
 def _beside(
-    loop: Loop, args: argparse.Namespace, settings: Mapping[str, Any], cards: ServedCards
+    loop: Loop,
+    args: argparse.Namespace,
+    offered: Sequence[Offered],
+    settings: Mapping[str, Any],
+    cards: ServedCards,
 ) -> Iterator[None]:
-    """What there is beside the devices, as long as there are some."""
+    """What there is beside the devices: control socket, reload, service manager."""
     daemon = ServeDaemon(loop, cards)
     if args.config is not None:
-        reload = Reload(lambda: _understand(args), settings, daemon, cards)
+        reload = Reload(lambda: _understand(args, offered), settings, daemon, cards)
         loop.on_each_signal(signal.SIGHUP, reload)
-    with (
-        control_socket(loop, listen(settings["control"]), lambda: daemon),
-        observed(loop, daemon.cards, MetricsDoor(settings["metrics"])),
-    ):
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(control_socket(loop, listen(settings["control"]), lambda: daemon))
+        undo.enter_context(observed(loop, daemon.cards, MetricsDoor(settings["metrics"])))
+        undo.enter_context(status_lines(loop, daemon.occupancy))
+        within_s = watchdog_s(os.environ)
+        if within_s is not None:
+            undo.callback(Watchdog(loop, within_s, daemon.workers).close)
         yield
 
 
-def _understand(args: argparse.Namespace) -> tuple[Mapping[str, Any], tuple[DeviceOptions, ...]]:
+def _understand(
+    args: argparse.Namespace, offered: Sequence[Offered]
+) -> tuple[Mapping[str, Any], tuple[DeviceOptions, ...]]:
     """What holds for the daemon, by key, and its devices; UsageError or ConfigError."""
     if args.config is None:
-        return values_of(args, DAEMON_OPTIONS), devices_of(args)
+        devices = devices_of(args, is_activated=bool(offered))
+        for device in without_socket(devices, listeners_of(devices, offered)[0]):
+            raise UsageError(
+                f"{device.name}: no socket of its name was handed over (LISTEN_FDNAMES)"
+            )
+        return values_of(args, DAEMON_OPTIONS), devices
     if args.device:
         raise UsageError("--device and --config exclude each other; make it a [device.NAME]")
     refuse_beside("--config", given_of(args, DEVICE_OPTIONS))
     config = read_config(args.config)
-    for device in config.devices:
-        if device.socket_path is None:
-            raise ConfigError([f"{device.option} socket is needed"])
+    lacking = without_socket(config.devices, listeners_of(config.devices, offered)[0])
+    if lacking:
+        raise ConfigError(
+            [
+                f"{device.option} socket is needed, or one from systemd with "
+                f"FileDescriptorName={device.name}"
+                for device in lacking
+            ]
+        )
     defaults: dict[str, Any] = {option.key: option.default for option in DAEMON_OPTIONS}
     return {**defaults, **config.settings, **given_of(args, DAEMON_OPTIONS)}, config.devices
 
 
 def _daemon_options(
-    devices: tuple[DeviceOptions, ...], settings: Mapping[str, Any]
+    devices: tuple[DeviceOptions, ...],
+    settings: Mapping[str, Any],
+    listeners: Mapping[str, int],
 ) -> DaemonOptions:
     gid, mode = settings["socket-group"], settings["socket-mode"]
     if mode is None:
         mode = SOCKET_MODE if gid is None else SOCKET_MODE_WITH_GROUP
-    return DaemonOptions(devices, mode, gid, settings["one-off"])
+    return DaemonOptions(devices, mode, gid, settings["one-off"], listeners=listeners)

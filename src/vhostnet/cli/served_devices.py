@@ -5,7 +5,7 @@ What imports numba is imported in functions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from vhostnet.backends import backend_kind, open_backend
@@ -27,6 +27,7 @@ from vhostnet.frontdoors.vhost_user_daemon import (
 
 if TYPE_CHECKING:
     from vhostnet.backends.backend import Backend
+    from vhostnet.device.worker import Worker
     from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
 
 
@@ -63,6 +64,18 @@ class ServeDaemon:
 
     def cards(self) -> Sequence[Card]:
         return [_card(card) for card in self._cards]
+
+    def occupancy(self) -> tuple[int, int]:
+        """How many devices there are, and how many front-ends are connected."""
+        connected = [card.server.connection is not None for card in self._cards]
+        return len(connected), sum(connected)
+
+    def workers(self) -> Iterator[Worker]:
+        """The workers that there are at the moment."""
+        for card in self.cards():
+            for net in card.nets:
+                if net.worker is not None:
+                    yield net.worker
 
     def add_device(self, keys: Mapping[str, Any]) -> str:
         """As `--device`; the kernels have to be there, since nobody waits for a compiler here."""

@@ -86,6 +86,8 @@ class Worker:
         self._idle = False
         self._flushes = 0
         self._flushed = 0
+        self._turns = 0
+        self._turns_seen = -1
         self._ending = False
         #: the data path has raised, which is a bug; until control changes something
         self.has_failed = False
@@ -168,6 +170,18 @@ class Worker:
             os.eventfd_write(self._control, 1)
             self._wait_shaking(lambda: self._flushed >= ticket or (self._idle and self._parked))
 
+    def heartbeat(self) -> bool:
+        """Whether the thread came by since the last call, which asks it to; never waits long.
+
+        It comes by where it sees what control wants; a thread that is parked waits for that.
+        """
+        with self._state:
+            seen, self._turns_seen = self._turns_seen, self._turns
+            if self._parked:
+                return True
+            os.eventfd_write(self._control, 1)
+            return self._thread.is_alive() and seen != self._turns
+
     def _wait_shaking(self, condition: Callable[[], bool]) -> None:
         """Wait for the thread; shake it out of a system call that a peer has made block.
 
@@ -248,6 +262,7 @@ class Worker:
         still true and is right to.  Returns False at the end.
         """
         with self._state:
+            self._turns += 1
             self._state.notify_all()
             while not self._ending and (self._holds > 0 or self._idle):
                 self._parked = True

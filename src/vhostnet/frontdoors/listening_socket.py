@@ -122,6 +122,16 @@ class ListeningSocket:
             self.close()
             raise HostError(f"{path}: {step}: {error.strerror}", error.errno or 0) from error
 
+    @classmethod
+    def adopt(cls, fd: int) -> ListeningSocket:
+        """A copy of a listening socket that somebody else has made, and whose file stays."""
+        self = cls.__new__(cls)
+        self._inode = None
+        self.socket = socket.socket(fileno=os.dup(fd))
+        self.socket.setblocking(False)
+        self.path = str(self.socket.getsockname())
+        return self
+
     def close(self) -> None:
         """Stop listening and remove the file, unless somebody else has replaced it."""
         if self.socket.fileno() < 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
@@ -66,6 +66,7 @@ class DaemonOptions:
         socket_gid: group of socket files, or None for the process's own.
         is_one_off: end when each device has served one session.
         trace: is told what front-ends say.
+        listeners: descriptors of sockets that listen already, by the device's name.
     """
 
     devices: tuple[DeviceOptions, ...]
@@ -73,12 +74,14 @@ class DaemonOptions:
     socket_gid: int | None = None
     is_one_off: bool = False
     trace: TraceFile | None = None
+    listeners: Mapping[str, int] = field(default_factory=dict)
 
 
 def check_sockets(options: DaemonOptions) -> None:
     """Fail early: raise what `serve` would raise about socket paths and descriptors."""
     for device in options.devices:
-        check_socket(device)
+        if device.name not in options.listeners:
+            check_socket(device)
 
 
 def serve(
@@ -206,6 +209,10 @@ def _open_door(server: DeviceServer, wanted: DeviceOptions, options: DaemonOptio
     if wanted.fd is not None:
         server.log.info(f"serving descriptor {wanted.fd}, {about}")
         server.offer(inherited_socket(wanted.fd))
+    elif wanted.name in options.listeners:
+        listening = ListeningSocket.adopt(options.listeners[wanted.name])
+        server.open(ListeningDoor(server, listening))
+        server.log.info(f"listening on {listening.path} of the service manager, {about}")
     elif wanted.socket_path is not None and wanted.is_client:
         server.log.info(f"connecting to {wanted.socket_path}, {about}")
         server.open(ConnectingDoor(server, wanted.socket_path))

@@ -217,7 +217,7 @@ def test_a_file_excludes_the_options_of_one_device_and_gives_way_to_those_of_the
     path.write_text('log-level = "debug"\nlog-format = "json"\n[device.a]\n'
                     'backend = "null"\nsocket = "s"\n')  # fmt: skip
     settings, devices = serve._understand(
-        serve_arguments("--config", str(path), "--log-level", "error")
+        serve_arguments("--config", str(path), "--log-level", "error"), ()
     )
     assert (settings["log-level"], settings["log-format"]) == ({"": "error"}, "json")
     assert [device.name for device in devices] == ["a"]
