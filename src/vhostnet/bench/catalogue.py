@@ -7,6 +7,7 @@ from vhostnet.bench.workloads.cost import COST, SCALE
 from vhostnet.bench.workloads.guests import GUESTS
 from vhostnet.bench.workloads.latency import LATENCY
 from vhostnet.bench.workloads.memory import PRIVATE
+from vhostnet.bench.workloads.overhead import OVERHEAD
 from vhostnet.bench.workloads.own import G2D_OWN
 from vhostnet.bench.workloads.rings import D2G, G2D, LOOP
 from vhostnet.bench.workloads.taps import G2TAP, TAP2G
@@ -28,6 +29,7 @@ WORKLOADS: tuple[Workload, ...] = (
     LATENCY,
     COST,
     SCALE,
+    OVERHEAD,
 )
 
 
