@@ -15,8 +15,12 @@ from typing import Any
 
 from vhostnet.cli.ctl_views import view
 from vhostnet.cli.parser import nearest
+from vhostnet.cli.ring_view import ring_view
 from vhostnet.control.client import ControlClient
 from vhostnet.errors import EXIT_OK, UsageError
+
+#: `inspect` has found the ring to break a rule.
+EXIT_BROKEN = 6
 
 DESCRIPTION = """\
 Ask and change a running daemon, through the socket of its --control option.
@@ -30,6 +34,7 @@ commands:
   memory [DEVICE]               the guest's memory as the daemon has mapped it
   workers [DEVICE]              threads, their wake-ups and processor time
   stats [DEVICE]                counters
+  inspect DEVICE QUEUE          one ring as the specification draws it, and what is wrong with it
   log-set LEVEL [AREA]          how much is logged, of all or of one area (see log)
   device-add SOCKET BACKEND     a new device; NAME=VALUE for what --device takes
   device-del DEVICE             the end of a device
@@ -40,6 +45,7 @@ their order, or as NAME=VALUE.
 examples:
   vhostnet ctl --control /run/vm1.ctl devices
   vhostnet ctl --control /run/vm1.ctl vrings dev0
+  vhostnet ctl --control /run/vm1.ctl inspect dev0 tx0
   vhostnet ctl --control /run/vm1.ctl log-set debug device
   vhostnet ctl --control /run/vm1.ctl device-add /run/vm2.sock tap:tap2 queue-pairs=4
   vhostnet ctl --control /run/vm1.ctl --json stats | jq '.[0].pairs[0].tx.counters'
@@ -49,6 +55,7 @@ exit status:
   2  the command or its arguments do not exist
   4  nobody listens at PATH, or nothing was answered in time
   5  the daemon hung up, or is none
+  6  inspect: the ring breaks a rule of the specification
 """
 
 
@@ -81,8 +88,11 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(answer))
     else:
-        sys.stdout.writelines(f"{line}\n" for line in view(command["name"], given, answer))
-    return EXIT_OK
+        is_ring = command["name"] == "inspect"
+        lines = ring_view(answer) if is_ring else view(command["name"], given, answer)
+        sys.stdout.writelines(f"{line}\n" for line in lines)
+    is_broken = command["name"] == "inspect" and bool(answer.get("problems"))
+    return EXIT_BROKEN if is_broken else EXIT_OK
 
 
 def _resolve(word: str, commands: Mapping[str, Any]) -> str:

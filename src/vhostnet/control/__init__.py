@@ -5,6 +5,7 @@
     daemon        what commands see of the daemon, whichever door it serves
     open_files    the same of `vhostnet run` and `vhostnet chardev`
     queries       query-*: what is read
+    inspect       one ring, drawn
     changes       what is changed
     client        the other end, for `vhostnet ctl` and `vhostnet top`
     server        the socket, its clients, events

@@ -9,7 +9,7 @@ from typing import Any
 
 from vhostnet import events
 
-from . import changes, queries
+from . import changes, inspect, queries
 from .daemon import Daemon
 from .registry import commands_of
 
@@ -34,6 +34,7 @@ COMMANDS = commands_of(
         queries.query_memory,
         queries.query_workers,
         queries.query_stats,
+        inspect.inspect,
         changes.query_log,
         changes.log_set,
         changes.device_add,

@@ -176,6 +176,14 @@ def test_a_broken_ring_is_told_with_the_rule_that_it_broke(daemon, guest):
         assert (error["vring"], error["queue"], error["error"]) == (1, "tx0", RING_BAD_NEXT)
         assert error["reason"] == tx["last-error"] == RING_ERRORS[RING_BAD_NEXT]
         assert tx["ring-errors"] >= 1
+        picture = await qmp.execute("inspect", {"device": "dev0", "queue": "tx0"})
+        assert picture["problems"] == [f"chain 0 (head 0): {error['reason']}"]
+        assert (picture["running"], picture["last-error"]) == (True, error["reason"])
+        for queue in ("tx1", "x0", "rx1000", "1"):
+            with pytest.raises(ExecuteError, match="rx0 to tx0"):
+                await qmp.execute("inspect", {"device": "dev0", "queue": queue})
+        with pytest.raises(ExecuteError, match="from 1 to 256"):
+            await qmp.execute("inspect", {"device": "dev0", "queue": "rx", "chains": 0})
         front_end.close()
         await heard.until("DEVICE_DISCONNECTED")
 

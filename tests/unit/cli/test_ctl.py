@@ -94,6 +94,20 @@ def test_memory_workers_and_devices(ctl):
     assert "VERSION_1" in ctl("devices")[1]
 
 
+def test_a_ring_is_drawn_and_one_that_breaks_a_rule_is_status_6(ctl, guest):
+    status, out, _ = ctl("inspect", "dev0", "tx")
+    assert (status, out.splitlines()[-1]) == (0, "what is wrong: nothing")
+    assert out.startswith("dev0 tx0: split ring of 16, running\n")
+    ring = guest.tx.ring
+    ring.set_desc(2, guest.tx.buffers[0], 100, 1, 99)  # NEXT, beyond the table
+    ring.offer(2)
+    status, out, _ = ctl("inspect", "dev0", "tx0")
+    assert status == 6
+    assert "-> 99" in out
+    assert out.splitlines()[-1].startswith("  chain 2 (head 2): a chain goes on in a descriptor")
+    assert json.loads(ctl("--json", "inspect", "dev0", "tx0")[1])["problems"]
+
+
 def test_json_is_what_the_daemon_says(ctl):
     (device,) = json.loads(ctl("--json", "devices")[1])
     assert (device["device"], device["running"]) == ("dev0", False)
