@@ -17,6 +17,21 @@ EXIT_HOST = 4
 EXIT_PEER = 5
 EXIT_BUG = 70
 
+#: What each means, for --help and the manual; docs/use.md has the same table.
+EXIT_STATUSES = {
+    "0": "ended as asked",
+    "1": "`ctl`, `bench`, `demo`, `replay`: it was done, and the answer is no",
+    "2": "the options make no sense",
+    "3": "the configuration file is wrong; each error has a line",
+    "4": "this host refused: a TAP, a socket, a permission, a missing kernel feature",
+    "5": "the other side broke the protocol (`serve`: with `--fd` and `--one-off` only)",
+    "70": "a bug in vhostnet; `--log-level debug` shows where",
+    "125": "`run`: vhostnet itself failed",
+    "126": "`run`: the command cannot be executed",
+    "127": "`run`: the command was not found",
+    "128+N": "ended by signal N, for example 130 after Ctrl-C; `run`: the command was",
+}
+
 
 class VhostnetError(Exception):
     """Base of all errors that vhostnet raises on purpose."""

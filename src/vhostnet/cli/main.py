@@ -16,7 +16,14 @@ from itertools import pairwise
 
 from vhostnet import __version__
 from vhostnet.cli.parser import Parser, nearest
-from vhostnet.errors import EXIT_BUG, EXIT_OK, ConfigError, UsageError, VhostnetError
+from vhostnet.errors import (
+    EXIT_BUG,
+    EXIT_OK,
+    EXIT_STATUSES,
+    ConfigError,
+    UsageError,
+    VhostnetError,
+)
 
 COMMANDS = {
     "serve": "be the host half of virtio network cards, over vhost-user",
@@ -39,6 +46,9 @@ PRINT_CAPABILITIES = "--print-capabilities"
 EPILOG = f"""\
 commands:
 {chr(10).join(f"  {name:8}{text}" for name, text in COMMANDS.items())}
+
+exit status:
+{chr(10).join(f"  {status:7}{text}" for status, text in EXIT_STATUSES.items())}
 
 `vhostnet COMMAND --help` tells more.  Example:
   vhostnet serve --socket-path /run/vm1.sock --backend tap:tap0
