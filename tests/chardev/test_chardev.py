@@ -90,9 +90,12 @@ def bed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bed]:
         yield made
 
 
+METRICS = "unix:/run/metrics"
+
+
 @pytest.fixture(scope="module")
 def chardev(bed: Bed) -> Chardev:
-    options = ("--replace-node", "--linux-abi", LINUX, "--mode", "640")
+    options = ("--replace-node", "--linux-abi", LINUX, "--mode", "640", "--metrics", METRICS)
     return Chardev(bed, *options)
 
 
@@ -185,6 +188,21 @@ def test_scenarios_of_the_oracle_come_out_as_in_linux(bed: Bed) -> None:
     assert found["failures"] == {}
     assert found["outcomes"].keys() == set(QUICK)
     assert judged(found["outcomes"]) == {}
+
+
+SCRAPING = f"""
+import json, os
+from scrape import Scrape
+files = [os.open({NODE!r}, os.O_RDWR) for _ in range(3)]
+seen = Scrape({METRICS.removeprefix("unix:")!r})
+names = {{s.labels["device"] for s in seen.samples if s.name == "vhostnet_queue_packets_total"}}
+print("RESULT", json.dumps({{"devices": seen.total("devices"), "names": len(names)}}))
+"""
+
+
+@pytest.mark.usefixtures("chardev")
+def test_the_metrics_tell_of_each_open_file(bed: Bed) -> None:
+    assert bed.result("-c", SCRAPING) == {"devices": 3, "names": 3}
 
 
 def test_nothing_is_left_of_what_was_closed(bed: Bed, chardev: Chardev) -> None:
