@@ -3,8 +3,9 @@
 Theory of operation.  A client is one connection with one request.  It may be slow or hostile, and
 has nothing to hold on to: no call of ours waits for it, what it sends is bounded, and whoever is
 not done after `PATIENCE_S` is hung up on.  When more than `MAX_CLIENTS` are connected the oldest
-one has to go, so that a scraper always comes in.  The text is made at most once in `FRESH_S`;
-between, the same one is given to all.
+one has to go, so that a scraper always comes in.  The text is made at most once in `FRESH_S`, and
+then not for `REST` times as long as it took, so that it never has more than a tenth of the loop's
+time; between, the same one is given to all.
 
 READING   the request has not ended
     Operations:  what arrives is read, at most `MAX_REQUEST` bytes in all
@@ -39,6 +40,7 @@ PATH = "/metrics"
 MAX_CLIENTS = 16
 PATIENCE_S = 5.0
 FRESH_S = 0.1
+REST = 9.0
 #: After accept failed for want of descriptors; the socket stays readable meanwhile.
 ACCEPT_PAUSE_S = 1.0
 #: Of a unix socket: for us and our group; who else may know is for the folder to say.
@@ -118,6 +120,7 @@ class MetricsServer:
         sock, close: from `listen`, ours from now on.
         render: makes the text.
         content_type: of that text.
+        clock: seconds that only grow.
     """
 
     def __init__(
@@ -127,13 +130,16 @@ class MetricsServer:
         close: Callable[[], None],
         render: Callable[[], bytes],
         content_type: str,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.loop = loop
         self._socket = sock
         self._close_socket = close
         self._render = render
         self._content_type = content_type
-        self._made: tuple[float, bytes] | None = None
+        self._clock = clock
+        self._text: bytes | None = None
+        self._fresh_until = 0.0
         #: by age, the oldest first
         self._clients: OrderedDict[_Client, None] = OrderedDict()
         self._watch()
@@ -162,16 +168,18 @@ class MetricsServer:
             text = f"{method} is not for here\n".encode()
             return response(HTTPStatus.METHOD_NOT_ALLOWED, text, allow="GET, HEAD")
         if path == PATH:
-            return response(HTTPStatus.OK, self._text(), self._content_type, is_head=is_head)
+            return response(HTTPStatus.OK, self._fresh_text(), self._content_type, is_head=is_head)
         if path == "/":
             return response(HTTPStatus.OK, _INDEX, is_head=is_head)
         return response(HTTPStatus.NOT_FOUND, _INDEX, is_head=is_head)
 
-    def _text(self) -> bytes:
-        now = time.monotonic()
-        if self._made is None or now - self._made[0] >= FRESH_S:
-            self._made = (now, self._render())
-        return self._made[1]
+    def _fresh_text(self) -> bytes:
+        began = self._clock()
+        if self._text is None or began >= self._fresh_until:
+            self._text = self._render()
+            ended = self._clock()
+            self._fresh_until = ended + max(FRESH_S, REST * (ended - began))
+        return self._text
 
     def _watch(self) -> None:
         if self._socket.fileno() >= 0:

@@ -158,6 +158,23 @@ def test_scraping_in_a_rage_makes_the_text_seldom(
     assert bed.renders == 1
 
 
+def test_a_text_that_takes_long_is_kept_nine_times_as_long() -> None:
+    now = 100.0
+
+    def render() -> bytes:
+        nonlocal now
+        now += 2.0
+        return b"made at %d" % now
+
+    with contextlib.closing(Loop()) as loop:
+        sock, close = listen(MetricsAddress("127.0.0.1", 0))
+        server = MetricsServer(loop, sock, close, render, "text/plain", lambda: now)
+        for at, made in ((100.0, 102), (119.9, 102), (120.0, 122), (120.5, 122)):
+            now = max(now, at)
+            assert server.answer("GET", "/metrics").endswith(b"made at %d" % made)
+        server.close()
+
+
 def test_a_text_that_cannot_be_made_is_our_bug_and_no_end(
     bed: Bed, caplog: pytest.LogCaptureFixture
 ) -> None:
