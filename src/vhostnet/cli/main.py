@@ -30,6 +30,7 @@ COMMANDS = {
     "run": "run a command whose /dev/vhost-net is served by us",
     "chardev": "be /dev/vhost-net for all programs of this host, through CUSE",
     "ctl": "ask and change a running daemon",
+    "top": "show what the queues of a running daemon do, live",
     "check": "say which of these can work on this host, and how to mend it",
     "replay": "say a recorded vhost-user conversation again, to any back-end",
     "warm": "compile the data path now, so that no daemon has to",
