@@ -6,6 +6,7 @@ import json
 import os
 import random
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,6 +111,38 @@ def test_memory_of_another_process_is_read_there(instance):
     instance.tx.send(HDR + b"a" * 60)
     (chain,) = draw(instance, TX)["chains"]
     assert (chain["readable"], chain["problem"]) == (72, None)
+
+
+def test_a_ring_under_traffic_goes_on_and_nothing_is_said_against_it(instance):
+    n_sent, drawn = 0, 0
+    is_over = threading.Event()
+    problems: list[str] = []
+
+    def look() -> None:
+        nonlocal drawn
+        while not is_over.is_set():
+            for index in (RX, TX):
+                problems.extend(draw(instance, index)["problems"])
+            drawn += 1
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        while drawn < 50 or n_sent < 500:
+            heads = [
+                instance.tx.chain([(instance.memory.gpa, 12, 0), (instance.memory.gpa, 60, 0)])
+                for _ in range(4)
+            ]
+            instance.tx.offer(*heads)
+            os.eventfd_write(instance.kicks[TX], 1)
+            n_sent += len(heads)
+            instance.flush()
+            assert len(instance.tx.collect()) == len(heads)
+            assert len(instance.sent()) == len(heads)
+    finally:
+        is_over.set()
+        watcher.join()
+    assert problems == []
 
 
 CASES = [
