@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +24,10 @@ from vhostnet.frontdoors.metrics_server import MetricsAddress, parse_address
 
 #: What a device can be called: in log lines, in systemd's LISTEN_FDNAMES, in a file's header.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,31}")
+
+_CPU_RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
+#: Of Linux's largest kernels.
+MAX_CPUS = 8192
 
 #: argparse writes the name of the option before the message of this one.
 WrongValue = argparse.ArgumentTypeError
@@ -219,6 +224,33 @@ class LogLevels:
 
     def from_toml(self, value: object) -> Levels:
         return self.from_text(text_of(value, "info,device=debug"))
+
+
+@dataclass(frozen=True, slots=True)
+class Cpus:
+    """Processors that this process may use, as "2-5,8"; the value is their numbers."""
+
+    metavar: str = "CPUS"
+
+    def from_text(self, text: str) -> tuple[int, ...]:
+        found = []
+        for part in text.split(","):
+            bounds = _CPU_RANGE.fullmatch(part)
+            first, last = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (1, 0)
+            if last < first:
+                raise WrongValue(f"{text!r} is not a list of processors such as 2-5 or 2-5,8")
+            found += range(first, min(last, first + MAX_CPUS) + 1)
+        allowed = os.sched_getaffinity(0)
+        for cpu in found:
+            if cpu not in allowed:
+                names = ", ".join(str(n) for n in sorted(allowed))
+                raise WrongValue(
+                    f"processor {cpu} is not for this process to use; there are {names}"
+                )
+        return tuple(found)
+
+    def from_toml(self, value: object) -> tuple[int, ...]:
+        return self.from_text(text_of(value, "2-5,8"))
 
 
 @dataclass(frozen=True, slots=True)

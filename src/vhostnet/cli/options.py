@@ -17,6 +17,7 @@ from vhostnet.cli.logs import AREAS, FORMATS, LEVELS
 from vhostnet.cli.option_kinds import (
     Backend,
     Choice,
+    Cpus,
     Group,
     Kind,
     LogLevels,
@@ -186,6 +187,13 @@ DEVICE_OPTIONS = (
         default=False,
     ),
     LINUX_ABI,
+    Option(
+        "worker-cpus",
+        Cpus(),
+        "processors for the worker threads, such as 2-5 or 2,4: one each, and from the first again "
+        "when there are more queue pairs (default: any)",
+        WHAT,
+    ),
 )
 
 SOCKET_OPTIONS = (

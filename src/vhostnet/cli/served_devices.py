@@ -49,6 +49,7 @@ def make_device(loop: Loop, wanted: DeviceOptions, backend: Backend) -> VhostUse
         busy_poll_adaptive=wanted.busy_poll_adaptive,
         iommu=wanted.iommu,
         linux_abi=wanted.linux_abi,
+        worker_cpus=wanted.worker_cpus,
     )
 
 

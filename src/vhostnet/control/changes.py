@@ -63,6 +63,7 @@ def device_add(
     busy_poll_adaptive: bool | None = None,
     iommu: bool | None = None,
     linux_abi: str | None = None,
+    worker_cpus: str | None = None,
 ) -> dict[str, Any]:
     """Make a device, as `vhostnet serve --device` would, and serve it; returns its name."""
     given = {
@@ -77,6 +78,7 @@ def device_add(
         "busy-poll-adaptive": busy_poll_adaptive,
         "iommu": iommu,
         "linux-abi": linux_abi,
+        "worker-cpus": worker_cpus,
     }
     return {"device": daemon.add_device({k: v for k, v in given.items() if v is not None})}
 

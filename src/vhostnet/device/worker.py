@@ -119,6 +119,11 @@ class Worker:
             signal.signal(SHAKE_SIGNAL, lambda _signum, _frame: None)
         self._thread.start()
 
+    def pin(self, cpu: int) -> None:
+        """Run on this processor only, from now on; OSError if there is none of this number."""
+        if self._thread.native_id is not None:
+            os.sched_setaffinity(self._thread.native_id, {cpu})
+
     def _register(self, fd: int, events: int, source: int) -> None:
         # select.epoll stores the descriptor as the event's data; ours is the work item.
         _epoll_ctl(self._epoll.fileno(), _EPOLL_CTL_ADD, fd, events, source)

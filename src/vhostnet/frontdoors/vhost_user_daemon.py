@@ -40,6 +40,7 @@ class DeviceOptions:
         busy_poll_adaptive: up to so long, as it proves worth it.
         iommu: serve guests behind a virtual IOMMU.
         linux_abi: the version of Linux to behave as.
+        worker_cpus: processors, one a worker in turns; None leaves it to the kernel.
     """
 
     option: str
@@ -55,6 +56,7 @@ class DeviceOptions:
     busy_poll_adaptive: bool = False
     iommu: bool = False
     linux_abi: str = "newest"
+    worker_cpus: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ class VhostUserDevice:
         linux_abi: the version of Linux to behave as (see device/linux_abi.py): whether num_buffers
             is written for VERSION_1 without MRG_RXBUF, how long an IOTLB lives, and whether
             IN_ORDER and RING_PACKED are offered.
+        worker_cpus: processors, one a worker in turns; None leaves it to the kernel.
         iommu: offer ACCESS_PLATFORM.  Only where a VMM stands between: a driver that talks to
             us itself would ack it and wait for a translation that nobody gives.
     """
@@ -112,6 +113,7 @@ class VhostUserDevice:
         busy_poll_adaptive: bool = False,
         iommu: bool = False,
         linux_abi: str = "newest",
+        worker_cpus: Sequence[int] | None = None,
     ) -> None:
         self.name = name
         self.backend = backend
@@ -133,6 +135,7 @@ class VhostUserDevice:
         self._backend_requests: BackendChannel | None = None
         self._busy_poll_us = busy_poll_us
         self._busy_poll_adaptive = busy_poll_adaptive
+        self._worker_cpus = worker_cpus
         self._call_later = call_later
         self._link_timer: Timer | None = None
         self._session = False
@@ -449,6 +452,15 @@ class VhostUserDevice:
         if net.worker is None:
             net.set_owner(self._owner_pid)
             self._tell_busy_poll(net)
+            self._pin(net)
+
+    def _pin(self, net: VhostNet) -> None:
+        if self._worker_cpus and net.worker is not None:
+            cpu = self._worker_cpus[self.nets.index(net) % len(self._worker_cpus)]
+            try:
+                net.worker.pin(cpu)
+            except OSError as e:  # it may have gone offline meanwhile
+                log.warning("%s: worker not on processor %d: %s", net.name, cpu, e.strerror)
 
     def _tell_busy_poll(self, net: VhostNet) -> None:
         for vq in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):

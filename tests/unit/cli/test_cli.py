@@ -371,7 +371,7 @@ def test_the_socket_is_for_its_owner_unless_a_group_or_mode_is_given():
         (["--socket-mode", "666"], 0o666),
     ):
         settings = values_of(parsed("--fd", "3", *NULL, *words), DAEMON_OPTIONS)
-        assert serve._daemon_options((), settings).socket_mode == mode
+        assert serve._daemon_options((), settings, {}).socket_mode == mode
 
 
 def test_ready_is_written_once_and_the_descriptor_closed(monkeypatch, tmp_path):

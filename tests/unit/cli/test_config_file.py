@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from vhostnet.cli.main import main
 from vhostnet.cli.options import DEVICE_OPTIONS
 from vhostnet.cli.parser import Parser
 from vhostnet.errors import ConfigError
+
+CPU = min(os.sched_getaffinity(0))
 
 GOOD = """\
 socket-mode = "660"
@@ -33,11 +36,12 @@ busy-poll-us = 50
 busy-poll-adaptive = true
 iommu = true
 linux-abi = "6.12"
+worker-cpus = "CPU"
 
 [device."vm.2"]
 socket = "/run/a,b"
 backend = "gen:size=64"
-"""
+""".replace("CPU", str(CPU))
 
 WRONG = """\
 log-levl = "info"
@@ -124,7 +128,8 @@ def test_a_file_says_what_the_command_line_says():
     assert dict(config.settings) == {"socket-mode": 0o660, "one-off": True, "log-format": "json"}
     words = (
         "name=vm1,socket=/run/vm1.sock,backend=tap:tap1,queue-pairs=2,client=on,fill-checksums=on,"
-        "coalesce=off,busy-poll-us=50,busy-poll-adaptive=on,iommu=on,linux-abi=6.12"
+        "coalesce=off,busy-poll-us=50,busy-poll-adaptive=on,iommu=on,linux-abi=6.12,"
+        f"worker-cpus={CPU}"
     )
     same = devices_of(
         serve_arguments(
@@ -134,7 +139,7 @@ def test_a_file_says_what_the_command_line_says():
     assert [dataclasses.replace(d, option="") for d in config.devices] == [
         dataclasses.replace(d, option="") for d in same
     ]
-    assert [d.option for d in config.devices] == ["f:5: [device.vm1]", "f:17: [device.vm.2]"]
+    assert [d.option for d in config.devices] == ["f:5: [device.vm1]", "f:18: [device.vm.2]"]
 
 
 def test_every_key_of_a_device_can_be_in_a_file():

@@ -148,3 +148,22 @@ def test_many_signals_at_once_are_followed_too(daemon):
     for _ in range(50):
         daemon.process.send_signal(signal.SIGHUP)
     wait_until(lambda: any("reloaded" in line for line in daemon.lines()), "a reload")
+
+
+def test_workers_run_on_the_processors_that_they_are_given(tmp_path):
+    cpu = max(os.sched_getaffinity(0))
+    text = f'[device.vm1]\nsocket = "DIR/vm1"\nbackend = "null"\nworker-cpus = "{cpu}"\n'
+    daemon = Configured(tmp_path, text)
+    guest = Guest()
+    with FrontEnd(f"{tmp_path}/vm1") as front_end:
+        front_end.negotiate().start(guest)
+        guest.tx.send(HDR + bytes(60))
+        guest.tx.kick()
+        guest.tx.wait_used(1)
+        tasks = Path(f"/proc/{daemon.process.pid}/task")
+        names = {task: (task / "comm").read_text().strip() for task in tasks.iterdir()}
+        [worker] = [task for task, name in names.items() if name.startswith("vhost-")]
+        assert os.sched_getaffinity(int(worker.name)) == {cpu}
+        assert os.sched_getaffinity(daemon.process.pid) == os.sched_getaffinity(0)
+    guest.close()
+    daemon.check_and_stop()

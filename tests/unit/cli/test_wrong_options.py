@@ -13,10 +13,12 @@ from dataclasses import dataclass
 import pytest
 
 from vhostnet.cli.chardev import OPTIONS as CHARDEV_OPTIONS
+from vhostnet.cli.logs import AREAS
 from vhostnet.cli.main import main
 from vhostnet.cli.option_kinds import (
     Backend,
     Choice,
+    Cpus,
     Group,
     LogLevels,
     Mode,
@@ -71,9 +73,14 @@ def wrong_texts(option: Option) -> Iterator[tuple[str, str]]:
             yield text, "is not one of error, warning, info, debug"
         yield (
             "devcie=info",
-            "one of device, tap, worker, control, cuse, null (did you mean device?)",
+            f"'devcie' is no area: one of {', '.join(AREAS)} (did you mean device?)",
         )
         yield "tap=info,tap=debug", "is given twice"
+    elif isinstance(kind, Cpus):
+        for text in ("", "a", "1-", "-1", "1.5", "0x1", "5-2"):
+            yield text, "is not a list of processors such as 2-5"
+        for text in ("99998", "99997-99998", "5-99999"):
+            yield text, "is not for this process to use; there are"
     elif isinstance(kind, Mode):
         for text in ("", "8", "rw", "0o660", "-1", "1000"):
             yield text, "is not an octal mode such as 660"
