@@ -233,7 +233,7 @@ class Cpus:
     metavar: str = "CPUS"
 
     def from_text(self, text: str) -> tuple[int, ...]:
-        found = []
+        found: list[int] = []
         for part in text.split(","):
             bounds = _CPU_RANGE.fullmatch(part)
             first, last = (int(bounds[1]), int(bounds[2] or bounds[1])) if bounds else (1, 0)
