@@ -25,6 +25,7 @@ EXIT_STATUSES = {
     "3": "the configuration file is wrong; each error has a line",
     "4": "this host refused: a TAP, a socket, a permission, a missing kernel feature",
     "5": "the other side broke the protocol (`serve`: with `--fd` and `--one-off` only)",
+    "6": "`ctl inspect`: the ring breaks a rule of the specification",
     "70": "a bug in vhostnet; `--log-level debug` shows where",
     "125": "`run`: vhostnet itself failed",
     "126": "`run`: the command cannot be executed",

@@ -177,6 +177,11 @@ def reason(broken: Broken) -> str:
     return RING_ERRORS.get(broken.args[0], WAITS_FOR_IOTLB)
 
 
+def breaks_a_rule(chain: Mapping[str, Any]) -> bool:
+    """Whether what holds a chain up is the driver's fault: a miss of the IOTLB is not."""
+    return chain["problem"] not in (None, WAITS_FOR_IOTLB)
+
+
 def not_a_packet(chain: Mapping[str, Any], is_tx: bool) -> str | None:
     """What keeps a chain that breaks no rule from being a packet or a buffer for one."""
     if is_tx and chain["writable"]:

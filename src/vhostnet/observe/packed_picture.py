@@ -16,7 +16,7 @@ from vhostnet.uapi.virtio import (
     VRING_PACKED_EVENT_SIZE,
 )
 
-from .chain_picture import Broken, Chain, packed_descriptor, reason
+from .chain_picture import Broken, Chain, breaks_a_rule, packed_descriptor, reason
 from .guest_bytes import GuestBytes
 from .split_picture import BEHIND, TRIES
 
@@ -44,7 +44,7 @@ def packed_picture(
         chain["taken-meanwhile"] = moved
         if moved:
             chain["problem"] = None
-        elif chain["problem"]:
+        elif breaks_a_rule(chain):
             problems.append(f"chain at {chain['position']}: {chain['problem']}")
     used_pos = int(vq["used_pos"])
     return {

@@ -23,7 +23,7 @@ from vhostnet.uapi.virtio import (
     VRING_USED_RING,
 )
 
-from .chain_picture import Broken, Chain, reason, split_descriptor
+from .chain_picture import Broken, Chain, breaks_a_rule, reason, split_descriptor
 from .guest_bytes import GuestBytes
 
 #: Entries behind an index that are drawn.
@@ -162,7 +162,7 @@ def _judge(chains: list[dict[str, Any]], last: int, problems: list[str]) -> None
         chain["taken-meanwhile"] = n < taken
         if chain["taken-meanwhile"]:
             chain["problem"] = None
-        elif chain["problem"]:
+        elif breaks_a_rule(chain):
             problems.append(
                 f"chain {chain['avail-idx']} (head {chain['head']}): {chain['problem']}"
             )

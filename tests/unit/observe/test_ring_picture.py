@@ -16,13 +16,15 @@ from driver_ring import INDIRECT, NEXT, WRITE
 from frontend.beds import SocketTap, in_process
 from instance import EVENT_IDX, MRG, RX, TX, V1, Instance
 from vhostnet.cli.ring_view import ring_view
-from vhostnet.datapath.codes import RING_ERRORS
+from vhostnet.datapath.codes import RING_ERRORS, RING_FORBIDDEN
+from vhostnet.observe.chain_picture import WAITS_FOR_IOTLB
 from vhostnet.observe.ring_picture import MAX_DESCRIPTORS, ring_picture
 from vhostnet_frontend import GuestMemory, NetDriver, RegionSpec
 from vhostnet_frontend.netdev import DEFAULT_FEATURES
 from vhostnet_frontend.scenarios import PACKED, SPLIT, Severity
 
 HDR = bytes(12)
+ACCESS_PLATFORM = 1 << 33
 
 
 @pytest.fixture
@@ -111,6 +113,26 @@ def test_memory_of_another_process_is_read_there(instance):
     instance.tx.send(HDR + b"a" * 60)
     (chain,) = draw(instance, TX)["chains"]
     assert (chain["readable"], chain["problem"]) == (72, None)
+
+
+def test_behind_an_iommu_an_address_is_there_missing_or_forbidden():
+    instance = Instance(MRG | V1 | ACCESS_PLATFORM)
+    memory, net = instance.memory, instance.net
+    at = memory.gpa + memory.size // 2
+    net.iotlb_update(memory.uva, memory.size, memory.uva, 3)  # the rings
+    net.iotlb_update(memory.gpa, memory.size // 2, memory.uva, 3)
+    net.iotlb_update(at, 4096, memory.uva + memory.size // 2, 2)  # to write only
+    ring = instance.tx
+    ring.offer(*(ring.chain([(gpa, 60, 0)]) for gpa in (at - 60, at + 8192, at - 30)))
+    picture = draw(instance, TX)
+    assert [chain["problem"] for chain in picture["chains"]] == [
+        None,
+        WAITS_FOR_IOTLB,
+        RING_ERRORS[RING_FORBIDDEN],
+    ]
+    assert picture["problems"] == [f"chain 2 (head 2): {RING_ERRORS[RING_FORBIDDEN]}"]
+    text(picture)
+    instance.close()
 
 
 def test_a_ring_under_traffic_goes_on_and_nothing_is_said_against_it(instance):
