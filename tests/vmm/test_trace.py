@@ -103,12 +103,14 @@ def test_a_boot_is_said_again_to_dpdk(
     assert "virtio is now ready for processing" in log
 
 
-def test_the_ioctls_of_a_qemu_are_readable(run_bed: RunBed) -> None:
+def test_the_ioctls_of_a_qemu_are_readable(
+    run_bed: RunBed, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = run_bed.folder / "run.trace"
     prefix = run_bed.prefix
     at = prefix.index("--")
     traced = [*prefix[:at], "--trace", str(path), *prefix[at:]]
-    type(run_bed).prefix = property(lambda _self: traced)  # type: ignore[assignment, method-assign]
+    monkeypatch.setattr(type(run_bed), "prefix", property(lambda _self: traced))
     guest = run_bed.start(run_bed.machine("shared"))
     run_bed.assert_pings(guest)
     text = path.read_text()

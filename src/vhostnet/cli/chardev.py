@@ -23,6 +23,7 @@ from vhostnet.cli.options import (
     LINUX_ABI,
     METRICS,
     PACKED_RINGS,
+    PCAP_OPTIONS,
     Option,
     add_options,
     check_packed_rings,
@@ -31,6 +32,7 @@ from vhostnet.cli.options import (
     trace_option,
     values_of,
 )
+from vhostnet.cli.pcap import check_pcap, ending_pcap, start_pcap
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
 from vhostnet.frontdoors.cuse_channel import open_cuse
 from vhostnet.frontdoors.cuse_daemon import serve_cuse
@@ -92,6 +94,7 @@ OPTIONS = (
     CONTROL,
     *log_options(),
     trace_option("each ioctl, read and write of the node"),
+    *PCAP_OPTIONS,
 )
 
 
@@ -110,6 +113,7 @@ def main(args: argparse.Namespace) -> int:
     options = _node_options(settings)
     check_ready_fd(settings["ready-fd"])
     check_control(settings["control"])
+    check_pcap(settings)
     path = settings["trace"]
     trace = None if path is None else TraceFile(path, of_ioctls=True)
     with leaving_at_once():
@@ -117,6 +121,7 @@ def main(args: argparse.Namespace) -> int:
         node.check()
         cuse = open_cuse()  # before the compiler: what is missing is told within a second
 
+        from vhostnet.capture import running
         from vhostnet.control.open_files import FilesDaemon
         from vhostnet.datapath import catalogue
         from vhostnet.device.kernel_verbs import KernelVerbs
@@ -134,6 +139,7 @@ def main(args: argparse.Namespace) -> int:
         def make_device(name: str) -> VhostFile:
             net = VhostNet(name, settings["linux-abi"])
             net.card = name.replace(" ", "")  # a word of a command line
+            running.joined([net])
             verbs = KernelVerbs(net, OwnerMemory, packed_rings=packed_rings)
             return VhostFile(verbs) if trace is None else TracedFile(verbs, trace, name)
 
@@ -146,7 +152,8 @@ def main(args: argparse.Namespace) -> int:
             ):
                 yield
 
-        with contextlib.closing(Loop()) as loop:
+        start_pcap(settings)
+        with contextlib.closing(Loop()) as loop, ending_pcap():
             return serve_cuse(
                 loop,
                 node,

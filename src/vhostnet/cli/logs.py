@@ -98,6 +98,7 @@ AREAS = {
     "cuse": "the character device's callers",
     "stall": "rings that should move and do not",
     "metrics": "who asks for the metrics",
+    "capture": "captures of packets",
     "null": "the null backend",
 }
 

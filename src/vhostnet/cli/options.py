@@ -37,6 +37,7 @@ MAX_QUEUE_PAIRS = 127
 # A second of spinning is more than any driver needs, and a typing error otherwise.
 MAX_BUSY_POLL_US = 1_000_000
 MAX_FD = 2**31 - 1
+MAX_SNAPLEN = 262144
 
 WHERE = "where the front-end (QEMU) is"
 WHAT = "what it is connected to"
@@ -245,6 +246,41 @@ def trace_option(what: str) -> Option:
     )
 
 
+PCAP_OPTIONS = (
+    Option(
+        "pcap",
+        Text("FILE", "/var/tmp/vm1.pcapng"),
+        "write the packets of all devices, both directions, into a pcapng file; "
+        '"-" is the standard output',
+        HOW,
+    ),
+    Option(
+        "pcap-filter",
+        Text("EXPRESSION", "tcp port 80"),
+        "only the packets that this filter, in tcpdump's language, lets through",
+        HOW,
+        default="",
+    ),
+    Option(
+        "pcap-snaplen",
+        Number(1, MAX_SNAPLEN),
+        "bytes kept of each packet (default: all)",
+        HOW,
+        default=MAX_SNAPLEN,
+    ),
+    Option(
+        "pcap-count", Number(0, 1 << 62), "end the capture after so many packets", HOW, default=0
+    ),
+    Option(
+        "pcap-rotate",
+        Number(0, 1 << 20),
+        "begin a new file, FILE.1, FILE.2 and so on, after so many MiB",
+        HOW,
+        default=0,
+    ),
+)
+
+
 CONTROL = Option(
     "control",
     SocketPath(),
@@ -285,6 +321,7 @@ DAEMON_OPTIONS = (
     CONTROL,
     *log_options(),
     trace_option("the vhost-user conversation (`vhostnet replay` says it again)"),
+    *PCAP_OPTIONS,
 )
 
 #: What --device knows.

@@ -24,13 +24,15 @@ from vhostnet.cli.options import (
     LINUX_ABI,
     METRICS,
     PACKED_RINGS,
+    PCAP_OPTIONS,
     add_options,
     check_packed_rings,
     log_options,
     trace_option,
     values_of,
 )
-from vhostnet.errors import HostError, VhostnetError
+from vhostnet.cli.pcap import check_pcap, ending_pcap, start_pcap
+from vhostnet.errors import HostError, UsageError, VhostnetError
 from vhostnet.frontdoors.seccomp import tree
 from vhostnet.frontdoors.trace_file import TraceFile
 
@@ -59,6 +61,7 @@ OPTIONS = tuple(
         CONTROL,
         *log_options("warning"),
         trace_option("each ioctl, read and write of the device"),
+        *PCAP_OPTIONS,
     )
 )
 
@@ -102,6 +105,9 @@ def main(args: argparse.Namespace) -> int:
     check_packed_rings(settings)
     log_fd = -1 if args.log_file is None else _open_log(args.log_file)
     check_control(settings["control"])
+    check_pcap(settings)
+    if settings["pcap"] == "-":
+        raise UsageError('--pcap: "-" is the command\'s output; use a file or a FIFO')
     path = settings["trace"]
     trace = None if path is None else TraceFile(path, of_ioctls=True)
     return tree.run(args.command, functools.partial(_load, settings, log_fd, trace))
@@ -129,11 +135,13 @@ def _load(settings: Mapping[str, Any], log_fd: int, trace: TraceFile | None) -> 
         logger.warning("compiling the data path (once; some seconds)")
     warm(names, "the character device")
     listening, metrics = listen(settings["control"]), MetricsDoor(settings["metrics"])
+    start_pcap(settings)
 
     @contextlib.contextmanager
     def beside(loop: Loop, calls: Supervisor) -> Iterator[None]:
         daemon = FilesDaemon("run", calls.files)
         with (
+            ending_pcap(),
             control_socket(loop, listening, lambda: daemon),
             observed(loop, daemon.cards, metrics),
         ):

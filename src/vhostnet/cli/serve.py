@@ -38,6 +38,7 @@ from vhostnet.cli.options import (
     given_of,
     values_of,
 )
+from vhostnet.cli.pcap import check_pcap, ending_pcap, start_pcap
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
 from vhostnet.cli.reload import Reload
 from vhostnet.cli.served_devices import ServeDaemon, make_device, open_backend_of
@@ -123,6 +124,7 @@ def main(args: argparse.Namespace) -> int:
     check_ready_fd(settings["ready-fd"])
     check_sockets(options)
     check_control(settings["control"])
+    check_pcap(settings)
     if settings["trace"] is not None:
         options = dataclasses.replace(options, trace=TraceFile(settings["trace"]))
     with leaving_at_once():
@@ -133,7 +135,8 @@ def main(args: argparse.Namespace) -> int:
         kinds = {backend_kind(device.backend, device.coalesce) for device in options.devices}
         warm(kernels_of(options.devices), ", ".join(sorted(kinds)))
         memory_alarm = lost_memory_raw.install()
-        with contextlib.closing(Loop()) as loop:
+        start_pcap(settings)
+        with contextlib.closing(Loop()) as loop, ending_pcap():
             devices = [
                 make_device(loop, wanted, backend)
                 for backend, wanted in zip(backends, options.devices, strict=True)

@@ -38,9 +38,10 @@ def open_backend_of(wanted: DeviceOptions) -> Backend:
 
 def make_device(loop: Loop, wanted: DeviceOptions, backend: Backend) -> VhostUserDevice:
     """A device, ready to be served."""
+    from vhostnet.capture import running
     from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
 
-    return VhostUserDevice(
+    device = VhostUserDevice(
         backend,
         queue_pairs=wanted.queue_pairs,
         name=wanted.name,
@@ -51,6 +52,8 @@ def make_device(loop: Loop, wanted: DeviceOptions, backend: Backend) -> VhostUse
         linux_abi=wanted.linux_abi,
         worker_cpus=wanted.worker_cpus,
     )
+    running.joined(device.nets)
+    return device
 
 
 class ServeDaemon:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vhostnet import events
 
-from . import changes, inspect, queries
+from . import captures, changes, inspect, queries
 from .daemon import Daemon
 from .registry import commands_of
 
@@ -39,5 +39,8 @@ COMMANDS = commands_of(
         changes.log_set,
         changes.device_add,
         changes.device_del,
+        captures.capture_start,
+        captures.capture_stop,
+        captures.query_capture,
     )
 )

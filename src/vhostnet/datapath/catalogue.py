@@ -22,6 +22,7 @@ from numba import types
 from vhostnet.native._jit import CACHE_DIR, JIT_ENABLED
 from vhostnet.native.lost_memory_raw import handler_hva
 
+from .capture_code import load_capture
 from .layout import (
     COALESCING_TAP,
     GEN,
@@ -191,6 +192,7 @@ def warm(
         progress: called with (name, None) before each and (name, seconds) after it.
     """
     handler_hva()
+    load_capture()
     if not JIT_ENABLED:
         return WarmReport(0, 0, 0.0)
     wanted = None if names is None else set(names)

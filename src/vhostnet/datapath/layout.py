@@ -148,6 +148,8 @@ _VRING_CONTROL = (
     "one_hva",
     "desc_copy_hva",
     "timespec_hva",
+    # CAPTURE[1], or 0: nobody captures (see capture.py)
+    "capture_hva",
     # what is counted beside COUNTERS: i8[len(codes.RING_ERROR_RULES)] by rule broken; the
     # histograms of batch sizes and of latencies
     "errors_hva",
@@ -545,6 +547,51 @@ PORT = _record(
     "frame_bounce_hva",
     "template_hva",
 )
+#: What a ring's packets are captured with; see capture.py.
+CAPTURE = _record(
+    # --- w: control
+    # addresses of the machine code of `capture_begin` and `capture_end`
+    "begin_code",
+    "end_code",
+    # u8[], a power of two: pcapng blocks, and how long one may become
+    "blocks_hva",
+    "blocks_size",
+    # the block's interface, and its flags: 1 towards the guest, 2 from it
+    "interface_id",
+    "packet_flags",
+    # bytes of a frame that are kept
+    "snaplen",
+    # struct sock_filter[filter_len], 0 of them: all packets; i8[16] for its memory
+    "filter_hva",
+    "filter_len",
+    "filter_memory_hva",
+    # u8[][CAPTURE_TEXT_SIZE]: a length, and so many letters
+    "texts_hva",
+    # scratch: a struct timespec, one struct iovec, a private copy of a packet's header
+    "capture_scratch_hva",
+    # --- w: the thread that writes
+    # false: enough was captured
+    "wanted",
+    # free-running byte positions, multiples of 8: written up to here,
+    "blocks_tail",
+    # --- w: worker
+    # and visible up to here
+    "blocks_head",
+    # the block that is not visible yet: where, its bytes of frame (-1: there is none)
+    "open_at",
+    "open_len",
+    # packets that were lost for want of room since the last that was not
+    "lost_since",
+    # --- counters: packets seen, those that the filter let through, those that were lost
+    "seen",
+    "accepted",
+    "lost",
+)
+CAPTURE_TEXT_SIZE = 64
+CAPTURE_SCRATCH_IOVEC = 16
+CAPTURE_SCRATCH_HDR = 32
+CAPTURE_SCRATCH_SIZE = 64
+
 #: Where the receiver's header is, behind the copy of the sender's.
 PORT_OUT_HDR = 16
 PORT_HDR_SIZE = 32

@@ -19,9 +19,16 @@ from vhostnet.native.ordering import atomic_swap_i64, load_u8
 from vhostnet.uapi.virtio import VNET_HDR_GSO_TYPE
 
 from .backend_ops import backend_ready
+from .capture import (
+    DROPPED_DISABLED,
+    DROPPED_MALFORMED,
+    DROPPED_SHORT,
+    capture_begin,
+    capture_end,
+)
 from .codes import HANDLED, HANDLED_PEER_ERROR, RING_EMPTY
 from .counting import count_drop, end_run, publish
-from .layout import PORT, VHOST_NET_BATCH
+from .layout import IOVEC_SIZE, PORT, VHOST_NET_BATCH
 from .port_frame import forward_frame
 from .vring_ops import add_used, disable_notify, get_vq_desc, publish_used, signal_used
 from .work import exceeds_weight, ring_error, ring_fault, work_queue
@@ -95,6 +102,7 @@ def handle_port(
         disable_notify(out)
     usable = connected  # a broken ring is not looked at again in this run
     hdr_len = int(vq["hdr_len"])
+    capture_hva = int(vq["capture_hva"])
     chains_before = int(vq["chains"])
     out_chains_before = int(out["chains"])
     out_packets_before = int(out["packets"])
@@ -113,17 +121,25 @@ def handle_port(
             else:
                 outcome = ring_error(vq, head)
             break
+        if capture_hva != 0:
+            iov_hva = src.ctypes.data + IOVEC_SIZE
+            capture_begin(capture_hva, 0, iov_hva, n_out, hdr_len, out_len)
         n_frames = 1
+        result = 0
         if n_in > 0:
+            result = DROPPED_MALFORMED
             vq["drop_malformed"] += 1
             ring_fault(vq)
         elif vq["discard"]:
+            result = DROPPED_DISABLED
             vq["drop_disabled"] += 1
         elif out_len <= hdr_len:
+            result = DROPPED_SHORT
             vq["drop_short"] += 1
             if out_len == 0:
                 ring_fault(vq)
         elif not usable:
+            result = -ENOTCONN
             vq["drop_no_peer"] += 1
         else:
             result, n_frames = forward_frame(
@@ -131,6 +147,8 @@ def handle_port(
             )
             _count(vq, link, out_len, result)
             usable = result != -ENOTCONN
+        if capture_hva != 0:
+            capture_end(capture_hva, result)
         add_used(vq, head, 0, 1, int(vq["chain_descs"]))
         vq["chains"] += 1
         taken += n_frames

@@ -36,10 +36,11 @@ from vhostnet.uapi.virtio import (
     VNET_HDR_NUM_BUFFERS,
 )
 
+from .capture import capture_begin, capture_end
 from .checksum import fill_partial_checksum
 from .dirty_log_raw import log_data
 from .iov import iov_from_buffer, iov_to_buffer, iov_to_iov
-from .layout import HOLD_SIZE, PORT_OUT_HDR, VHOST_NET_BATCH
+from .layout import HOLD_SIZE, IOVEC_SIZE, PORT_OUT_HDR, VHOST_NET_BATCH
 from .rx import MALFORMED, NO_BUFFERS, TOO_SMALL, complete, get_rx_bufs
 from .segment import frame_headers, make_segment
 from .vring_ops import publish_used, signal_used
@@ -98,6 +99,11 @@ def put_frame(
     if hdr_len > VNET_HDR_LEN:
         n_buffers = n_heads if out["set_num_buffers"] else 0
         store_relaxed_u16(hdr_hva + VNET_HDR_NUM_BUFFERS, n_buffers)
+    capture_hva = int(out["capture_hva"])
+    if capture_hva != 0:
+        piece_hva = src.ctypes.data + at * IOVEC_SIZE
+        capture_begin(capture_hva, hdr_hva, piece_hva, n, skip, skip + frame_len)
+        capture_end(capture_hva, 0)
     iov_from_buffer(dst, 0, n_iov, hdr_hva, hdr_len)
     iov_to_iov(src, at, n, skip, dst, 0, n_iov, hdr_len, frame_len)
     if out["log_all"]:

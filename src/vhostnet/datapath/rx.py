@@ -10,6 +10,7 @@ from vhostnet.native.ordering import load_u8, store_relaxed_u16
 from vhostnet.uapi.virtio import VNET_HDR_GSO_TYPE, VNET_HDR_NUM_BUFFERS
 
 from .backend_ops import backend_consume, backend_peek
+from .capture import DROPPED_TOO_SMALL, capture_packet
 from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY, RING_TOO_MANY_IOVS
 from .counting import end_run, publish
 from .dirty_log_raw import log_data
@@ -126,7 +127,9 @@ def handle_rx(
     """
     disable_notify(vq)
     vq["wants_kick"] = 0
-    has_gso_type = int(vq["hdr_len"]) > VNET_HDR_GSO_TYPE
+    hdr_len = int(vq["hdr_len"])
+    has_gso_type = hdr_len > VNET_HDR_GSO_TYPE
+    capture_hva = int(vq["capture_hva"])
     chains_before = int(vq["chains"])
     taken = 0
     taken_bytes = 0
@@ -146,6 +149,8 @@ def handle_rx(
             break
         if n_heads == TOO_SMALL:
             vq["drop_too_small"] += 1
+            if capture_hva != 0:
+                capture_packet(capture_hva, packet_hva, hdr_len, need, DROPPED_TOO_SMALL)
             backend_consume(bk)
         elif n_heads == MALFORMED:
             pass  # the packet tries the next one; a run of nothing else ends by its weight
@@ -157,6 +162,8 @@ def handle_rx(
                 store_relaxed_u16(packet_hva + VNET_HDR_NUM_BUFFERS, n_heads)
             if has_gso_type and load_u8(packet_hva + VNET_HDR_GSO_TYPE) != 0:
                 vq["gso_packets"] += 1
+            if capture_hva != 0:
+                capture_packet(capture_hva, packet_hva, hdr_len, need, 0)
             deliver(vq, iov, n_iov, packet_hva, need)
             if vq["log_all"]:
                 log_data(vq, regions, iov, n_iov, need)

@@ -9,10 +9,17 @@ from vhostnet.native._jit import helper
 from vhostnet.uapi.virtio import VNET_HDR_GSO_TYPE
 
 from .backend_ops import HELD, backend_batch, backend_flush, backend_send
+from .capture import (
+    DROPPED_DISABLED,
+    DROPPED_MALFORMED,
+    DROPPED_SHORT,
+    capture_begin,
+    capture_end,
+)
 from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY
 from .counting import count_drop, end_run, publish
 from .iov import iov_byte
-from .layout import MAX_FRAME, WORK_TX_KICK, WORK_TX_NET
+from .layout import IOVEC_SIZE, MAX_FRAME, WORK_TX_KICK, WORK_TX_NET
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -23,6 +30,7 @@ from .vring_ops import (
 from .work import exceeds_weight, ring_error, ring_fault, work_queue
 
 Record = Any
+EMSGSIZE = errno.EMSGSIZE
 EAGAIN, ENOMEM, ENOBUFS = errno.EAGAIN, errno.ENOMEM, errno.ENOBUFS
 EBADFD = errno.EBADFD
 
@@ -63,6 +71,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
     vq["wants_kick"] = 0
     hdr_len = int(vq["hdr_len"])
     has_gso_type = hdr_len > VNET_HDR_GSO_TYPE
+    capture_hva = int(vq["capture_hva"])
     taken = 0
     taken_bytes = 0
     outcome = _flush(worker, vq, bk)  # of an earlier run
@@ -86,16 +95,24 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
             else:
                 outcome = ring_error(vq, head)
             break
+        if capture_hva != 0:
+            iov_hva = iov.ctypes.data + IOVEC_SIZE
+            capture_begin(capture_hva, 0, iov_hva, n_out, hdr_len, out_len)
+        result = 0
         if n_in > 0:
+            result = DROPPED_MALFORMED
             vq["drop_malformed"] += 1
             ring_fault(vq)
         elif vq["discard"]:
+            result = DROPPED_DISABLED
             vq["drop_disabled"] += 1
         elif out_len <= hdr_len:
+            result = DROPPED_SHORT
             vq["drop_short"] += 1
             if out_len == 0:  # a header without a frame is no fault of the ring, in Linux
                 ring_fault(vq)
         elif out_len > MAX_FRAME:
+            result = -EMSGSIZE
             vq["drop_too_long"] += 1
         else:
             is_gso = has_gso_type and iov_byte(iov, 1, n_out, VNET_HDR_GSO_TYPE) != 0
@@ -120,6 +137,8 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
                 count_drop(vq, result, 1)
                 if result == -EBADFD:
                     outcome = HANDLED_BACKEND_GONE
+        if capture_hva != 0:
+            capture_end(capture_hva, result)
         add_used(vq, head, 0, 1, int(vq["chain_descs"]))
         taken += 1
         taken_bytes += out_len

@@ -485,6 +485,11 @@ class VhostNet:
             if old is not queue:
                 self.tell("VRING_STARTED", ring, num=ring.num, base=ring.get_base())
 
+    def set_capture(self, index: int, hva: int) -> None:
+        """Capture the ring's packets with the CAPTURE record there; 0: on return nobody uses it."""
+        with self.quiesced():
+            self.vqs[index].set_capture(hva)
+
     def set_discard(self, index: int, discard: bool) -> None:
         """A ring that must move but may not send: its packets are taken and thrown away."""
         with self.quiesced():

@@ -173,6 +173,7 @@ class Vring:
         self._errors = np.zeros(len(RING_ERROR_RULES), np.int64)
         self._batches = Histogram(BATCH_SHIFT, BATCH_BUCKETS)
         self._latencies = Histogram(LATENCY_SHIFT, LATENCY_BUCKETS)
+        self._capture_hva = 0
         self.addresses: VringAddresses | None = None
         self._stage: _Stage | None = None
         self.reset()
@@ -209,6 +210,7 @@ class Vring:
         vq["one_hva"] = self._one.ctypes.data
         vq["desc_copy_hva"] = self._desc_copy.ctypes.data
         vq["timespec_hva"] = self._timespec.ctypes.data
+        vq["capture_hva"] = self._capture_hva
         vq["errors_hva"] = self._errors.ctypes.data
         vq["batch_hva"] = self._batches.hva
         vq["latency_hva"] = self._latencies.hva
@@ -371,6 +373,11 @@ class Vring:
             vq["log_event_gpa"] = memory.hva_to_gpa(self.part("device_hva"))
         elif virtual:
             vq["log_used_gpa"] = memory.hva_to_gpa(self.part("used_hva"))
+
+    def set_capture(self, hva: int) -> None:
+        """Capture packets with the CAPTURE record there, whatever becomes of the ring; 0: stop."""
+        self._capture_hva = hva
+        self.vq["capture_hva"] = hva
 
     def init_access(self) -> None:
         """Start with what memory says; must be placed."""

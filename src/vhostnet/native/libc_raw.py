@@ -140,6 +140,12 @@ def monotonic_ns(timespec_hva: int) -> int:
     return load_relaxed_i64(timespec_hva) * 1_000_000_000 + load_relaxed_i64(timespec_hva + 8)
 
 
+def realtime_ns(timespec_hva: int) -> int:
+    """clock_gettime(2) of CLOCK_REALTIME in nanoseconds; *timespec_hva*: 16 bytes of scratch."""
+    _libc.clock_gettime(ctypes.c_int(0), ctypes.c_void_p(int(timespec_hva)))
+    return load_relaxed_i64(timespec_hva) * 1_000_000_000 + load_relaxed_i64(timespec_hva + 8)
+
+
 def copy_bytes(dst_hva: int, src_hva: int, size: int) -> None:
     """memcpy(3)."""
     ctypes.memmove(int(dst_hva), int(src_hva), int(size))
@@ -274,6 +280,16 @@ def _ol_is_writable(fd, pollfd_hva):  # type: ignore[no-untyped-def]
 def _ol_monotonic_ns(timespec_hva):  # type: ignore[no-untyped-def]
     def impl(timespec_hva):  # type: ignore[no-untyped-def]
         _c_clock_gettime(1, timespec_hva)
+        seconds = load_relaxed_i64(timespec_hva)
+        return seconds * 1_000_000_000 + load_relaxed_i64(timespec_hva + 8)
+
+    return impl
+
+
+@overload(realtime_ns)
+def _ol_realtime_ns(timespec_hva):  # type: ignore[no-untyped-def]
+    def impl(timespec_hva):  # type: ignore[no-untyped-def]
+        _c_clock_gettime(0, timespec_hva)
         seconds = load_relaxed_i64(timespec_hva)
         return seconds * 1_000_000_000 + load_relaxed_i64(timespec_hva + 8)
 

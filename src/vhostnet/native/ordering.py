@@ -80,6 +80,11 @@ def store_i64(addr: int, value: int) -> None:
     ctypes.c_int64.from_address(addr).value = value
 
 
+def store_release_i64(addr: int, value: int) -> None:
+    """Write 64 bits; earlier reads and writes are done before it."""
+    ctypes.c_int64.from_address(addr).value = value
+
+
 def store_u8(addr: int, value: int) -> None:
     """Write a byte."""
     ctypes.c_uint8.from_address(addr).value = value
@@ -239,6 +244,7 @@ _store_relaxed_u16 = _store(16, "monotonic")
 _store_relaxed_u32 = _store(32, "monotonic")
 _store_i64 = _store(64, "plain")
 _store_u8 = _store(8, "plain")
+_store_release_i64 = _store(64, "release")
 _store_relaxed_i32 = _store(32, "monotonic")
 _store_relaxed_i64 = _store(64, "monotonic")
 #: What a signal handler may use, (32, 64 bits): these compile in the interpreted lane too.  A
@@ -301,6 +307,11 @@ def _ol_store_relaxed_u32(addr, value):  # type: ignore[no-untyped-def]
 @overload(store_i64)
 def _ol_store_i64(addr, value):  # type: ignore[no-untyped-def]
     return lambda addr, value: _store_i64(addr, value)
+
+
+@overload(store_release_i64)
+def _ol_store_release_i64(addr, value):  # type: ignore[no-untyped-def]
+    return lambda addr, value: _store_release_i64(addr, value)
 
 
 @overload(store_u8)

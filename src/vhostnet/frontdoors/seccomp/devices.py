@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
+from vhostnet.capture import running
 from vhostnet.device.kernel_verbs import KernelVerbs
 from vhostnet.device.owner_memory import OwnerMemory
 from vhostnet.device.vhost_net import VhostNet
@@ -58,6 +59,7 @@ class TreeDevices:
     def open(self, name: str) -> VhostFile:
         """A device of its own for an open file."""
         net = VhostNet(name, self._linux_abi)
+        running.joined([net])
         verbs = KernelVerbs(net, self._memory_of, packed_rings=self._packed_rings)
         return VhostFile(verbs) if self._trace is None else TracedFile(verbs, self._trace, name)
 
