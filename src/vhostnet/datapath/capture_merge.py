@@ -70,7 +70,7 @@ def capture_merge(
         best_ns = before_ns
         best_hva = 0
         for k in range(n):
-            block_hva = _first_block(captures[k])
+            block_hva = _first_block(int(captures[k]))
             if block_hva != 0 and _time_of(block_hva) < best_ns:
                 best, best_ns, best_hva = k, _time_of(block_hva), block_hva
         if best < 0:
@@ -81,7 +81,7 @@ def capture_merge(
         copy_bytes(out_hva + used, best_hva, size)
         used += size
         packets += 1
-        capture_hva = captures[best]
+        capture_hva = int(captures[best])
         tail = load_i64_at(capture_hva, _TAIL) + ((size + 7) & ~7)
         store_release_i64(capture_hva + _TAIL, tail)
     return used, packets
