@@ -394,7 +394,7 @@ def test_cve_2018_1118_and_cve_2024_0340_a_miss_has_no_stray_bytes(opened):
     """Messages were handed out with bytes of the kernel's memory in their gaps."""
     device = opened(V1 | mask(VIRTIO_F_ACCESS_PLATFORM))
     device.net.on_iotlb_miss(0x1122334455667788, 2)
-    data = device.verbs.read(72)
+    data = device.verbs.messages.read(72)
     assert len(data) == 72
     known = struct.pack("<IxxxxQQQBB", 1, 0x1122334455667788, 0, 0, 2, 1)
     assert data == known + bytes(72 - len(known))

@@ -8,7 +8,7 @@ from vhostnet.device import owner_memory
 from vhostnet.device.kernel_verbs import KernelVerbs, OwnerMemory
 from vhostnet.device.memory import Mapping, MemoryTable, Region
 from vhostnet.device.vhost_net import VhostNet
-from vhostnet.uapi.vhost import MemoryRegion, VringAddr
+from vhostnet.uapi.vhost import IotlbMsg, MemoryRegion, VringAddr
 from vhostnet_frontend import Conversions, DirtyLog, GuestMemory, InProcessTransport
 from vhostnet_frontend import Region as DriverRegion
 
@@ -87,6 +87,7 @@ class OurDevice(InProcessTransport):
             return memory
 
         verbs = KernelVerbs(VhostNet("oracle", linux_abi), noting_logs)
+        self._messages = verbs.messages
         super().__init__(
             verbs,
             Conversions(
@@ -119,13 +120,19 @@ class OurDevice(InProcessTransport):
         self._call("set_backend", index, -1 if fd is None else fd)
 
     def write(self, data: bytes) -> int:
-        return int(self._call("write", data))
+        with self._errors("write"):
+            return self._messages.write(data)
 
     def read(self, size: int) -> bytes:
-        return bytes(self._call("read", size))
+        with self._errors("read"):
+            return self._messages.read(size)
 
     def readable(self) -> tuple[bool, bool]:
-        return bool(self._call("readable")), False
+        return self._messages.readable(), False
+
+    def send_iotlb(self, message: IotlbMsg) -> None:
+        with self._errors("send_iotlb"):
+            self._messages.send(message)
 
     def close(self) -> None:
         self._call("close")

@@ -13,7 +13,6 @@ Source: Linux drivers/vhost/vhost.c and net.c.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import errno
 import fcntl
@@ -26,18 +25,10 @@ from vhostnet.backends.client_file import ClientFile, client_file
 from vhostnet.errors import PeerError
 from vhostnet.events import tell
 from vhostnet.uapi.vhost import (
-    MSG,
     VHOST_BACKEND_F_IOTLB_MSG_V2,
-    VHOST_IOTLB_INVALIDATE,
-    VHOST_IOTLB_MISS,
-    VHOST_IOTLB_MSG,
-    VHOST_IOTLB_MSG_V2,
-    VHOST_IOTLB_UPDATE,
     VHOST_NET_F_VIRTIO_NET_HDR,
     VHOST_VRING_F_LOG,
-    IotlbMsg,
     MemoryRegion,
-    Msg,
     VringAddr,
 )
 from vhostnet.uapi.virtio import (
@@ -46,7 +37,8 @@ from vhostnet.uapi.virtio import (
     mask,
 )
 
-from .memory import MemoryTable, Region
+from .iotlb_messages import IotlbMessages
+from .memory import MemoryTable, Region, user_range
 from .remote_log import RemoteLog
 from .ring_formats import VringAddresses
 from .vhost_net import VhostNet
@@ -55,15 +47,9 @@ from .vring import RemoteOwner
 #: vhost.max_mem_regions
 MAX_MEM_REGIONS = 64
 BACKEND_FEATURES = mask(VHOST_BACKEND_F_IOTLB_MSG_V2)
-#: TASK_SIZE_MAX of x86-64 with four levels of page tables.
-USER_LIMIT = (1 << 47) - 4096
 #: Guest memory beyond it is not logged where the bitmap is not mapped: 32 MiB of bitmap.
 MAX_LOGGED = 1 << 40
 _WORD = 1 << 64
-#: What our own tables compute with.
-_IOVA_LIMIT = 1 << 63
-#: A message must have the outer type, and the body up to its own type.
-_MSG_MIN = 40
 _BITS_OF_A_BYTE_OF_LOG = 8 * 4096
 
 
@@ -105,11 +91,6 @@ class OwnerMemory(Protocol):
         """Nobody will ask any more; the tables that were made stay valid."""
 
 
-def user_range(address: int, size: int) -> bool:
-    """Linux access_ok(): may a process have this range at all?"""
-    return address + size <= USER_LIMIT
-
-
 class KernelVerbs:
     """One open file of the character device.
 
@@ -120,7 +101,8 @@ class KernelVerbs:
 
     Attributes:
         owner_pid: thread group of the owner, 0: none.
-        on_readable: told that `read` has something, in the worker's or the control thread.
+        messages: what is written to the file, and read from it.
+        on_readable: told that there is something to read, in the worker's or the control thread.
     """
 
     def __init__(
@@ -138,18 +120,9 @@ class KernelVerbs:
         self.on_readable: Callable[[], None] = lambda: None
         self._memory_of = memory_of
         self._memory: OwnerMemory | None = None
-        #: what `read` gives
-        self._misses: collections.deque[bytes] = collections.deque()
-        self._backend_features = 0
         self._held: tuple[str, bytes] = ("", b"")
-        net.on_iotlb_miss = self._on_miss
+        self.messages = IotlbMessages(net, self._reach, lambda: self.on_readable())
         self._forget()
-
-    def _on_miss(self, iova: int, access: int) -> None:
-        v2 = self._backend_features >> VHOST_BACKEND_F_IOTLB_MSG_V2 & 1
-        body = IotlbMsg(iova, 0, 0, access, VHOST_IOTLB_MISS)
-        self._misses.append(MSG.pack(Msg(VHOST_IOTLB_MSG_V2 if v2 else VHOST_IOTLB_MSG, 0, body)))
-        self.on_readable()
 
     @property
     def _owner_memory(self) -> OwnerMemory:
@@ -165,8 +138,8 @@ class KernelVerbs:
         self._addresses = [VringAddr(index, 0, 0, 0, 0, 0) for index in (0, 1)]
         self._log_address = 0
         self._log: RemoteLog | None = None
-        self._backend_features = 0
-        self._misses.clear()
+        self.messages.forget()
+        self.messages.version_2 = False
 
     def check_owner(self) -> None:
         """EPERM unless somebody owns the device."""
@@ -234,7 +207,7 @@ class KernelVerbs:
         """VHOST_SET_BACKEND_FEATURES; EOPNOTSUPP."""
         if features & ~BACKEND_FEATURES:
             raise PeerError(f"{self.net.name}: backend features {features:#x}", errno.EOPNOTSUPP)
-        self._backend_features = features
+        self.messages.version_2 = bool(features >> VHOST_BACKEND_F_IOTLB_MSG_V2 & 1)
 
     # --- owner ----------------------------------------------------------------------------
 
@@ -488,7 +461,7 @@ class KernelVerbs:
         """
         self._check_ring(index)
         if fd == -1:
-            self._misses.clear()
+            self.messages.forget()
         self._check_table(bool(self.net.features >> VHOST_F_LOG_ALL & 1))
         if not self._ring_is_user_range(self._addresses[index]):
             raise PeerError(f"ring {index}: no user range", errno.EFAULT)
@@ -529,65 +502,6 @@ class KernelVerbs:
                 if packet:
                     self._held = (queue.source, packet)
                 queue.close()
-
-    # --- IOTLB: write, read and poll of the file ------------------------------------------------
-
-    def write(self, data: bytes) -> int:
-        """An IOTLB message; returns 72.  EINVAL for its form, EFAULT for what it asks.
-
-        Source: Linux vhost_chr_write_iter().
-        """
-        if len(data) < _MSG_MIN:
-            raise PeerError("an IOTLB message is too short")
-        message = MSG.unpack(data[: MSG.size].ljust(MSG.size, b"\0"))
-        if message.type not in (VHOST_IOTLB_MSG, VHOST_IOTLB_MSG_V2):
-            raise PeerError(f"an IOTLB message of type {message.type}")
-        body = message.iotlb
-        if body.type == VHOST_IOTLB_UPDATE and body.size == 0:
-            raise PeerError("an IOTLB update of no bytes")
-        self.send_iotlb(body)
-        return MSG.size
-
-    def send_iotlb(self, body: IotlbMsg) -> None:
-        """What the message asks; EFAULT for whatever is wrong with it."""
-        if self.net.iotlb is None:
-            raise PeerError(f"{self.net.name}: there is no IOTLB", errno.EFAULT)
-        if body.type == VHOST_IOTLB_UPDATE:
-            self._update(body)
-        elif body.type == VHOST_IOTLB_INVALIDATE:
-            self.net.iotlb_invalidate(body.iova, body.size)
-        else:
-            raise PeerError(f"an IOTLB message of body type {body.type}", errno.EFAULT)
-
-    def _update(self, body: IotlbMsg) -> None:
-        wraps = body.iova + body.size > _WORD
-        if wraps or (body.perm and not user_range(body.uaddr, body.size)):
-            raise PeerError(f"IOTLB update of {body.iova:#x}: no user range", errno.EFAULT)
-        size = min(body.size, _IOVA_LIMIT - body.iova, _WORD - body.uaddr)
-        if size > 0:  # beyond our limit no address of a descriptor can be
-            if body.perm:
-                self._reach([(body.uaddr, size)])
-            try:
-                self.net.iotlb_update(body.iova, size, body.uaddr, body.perm)
-            except PeerError as e:
-                raise PeerError(str(e), errno.EFAULT) from e
-
-    def read(self, size: int) -> bytes:
-        """The next miss, EAGAIN if there is none; nothing for less room than a message."""
-        if size < MSG.size:
-            return b""
-        try:
-            return self._misses.popleft()
-        except IndexError:
-            raise PeerError("there is no IOTLB message", errno.EAGAIN) from None
-
-    def unread(self, messages: Sequence[bytes]) -> None:
-        """Put back what `read` gave, before what has come since."""
-        self._misses.extendleft(reversed(messages))
-
-    def readable(self) -> bool:
-        """poll: whether `read` has something."""
-        return bool(self._misses)
 
 
 def without_overlaps(regions: Sequence[Region]) -> list[Region]:

@@ -27,6 +27,13 @@ from vhostnet.native import mmap_raw
 #: Kernels compute with signed 64-bit addresses; guests live far below.
 _GPA_LIMIT = 1 << 63
 _UVA_LIMIT = 1 << 64
+#: TASK_SIZE_MAX of x86-64 with four levels of page tables.
+USER_LIMIT = (1 << 47) - 4096
+
+
+def user_range(address: int, size: int) -> bool:
+    """Linux access_ok(): may a process have this range at all?"""
+    return address + size <= USER_LIMIT
 
 
 @dataclass(slots=True)

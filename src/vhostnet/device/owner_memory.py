@@ -32,8 +32,8 @@ from dataclasses import dataclass
 from vhostnet.errors import PeerError
 from vhostnet.uapi.vhost import MemoryRegion
 
-from .kernel_verbs import USER_LIMIT, without_overlaps
-from .memory import Mapping, MemoryTable, Region, drop_unheld, map_region
+from .kernel_verbs import without_overlaps
+from .memory import USER_LIMIT, Mapping, MemoryTable, Region, drop_unheld, map_region
 from .vring import RemoteOwner
 
 #: What a region of size 0 at gpa 0 means, cut to what a signed address can say.

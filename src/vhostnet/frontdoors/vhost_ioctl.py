@@ -126,15 +126,15 @@ class VhostFile:
 
     def write(self, data: bytes) -> int:
         """write(2) of an IOTLB message; returns 72, whatever was given.  Anybody may."""
-        return self.verbs.write(data)
+        return self.verbs.messages.write(data)
 
     def read(self, size: int) -> bytes:
         """read(2) that does not wait: EAGAIN if there is nothing."""
-        return self.verbs.read(size)
+        return self.verbs.messages.read(size)
 
     def unread(self, messages: Sequence[bytes]) -> None:
         """Messages that `read` has given, and that did not reach anybody: they come first."""
-        self.verbs.unread(messages)
+        self.verbs.messages.unread(messages)
 
     def would_sleep_for_ever(self) -> bool:
         """Whether a read that waits is to be refused (EBADFD): there is no IOTLB to miss."""
@@ -142,7 +142,7 @@ class VhostFile:
 
     def readable(self) -> bool:
         """poll(2): POLLIN | POLLRDNORM, or nothing."""
-        return self.verbs.readable()
+        return self.verbs.messages.readable()
 
     def runs(self) -> bool:
         """Whether a ring has a backend."""

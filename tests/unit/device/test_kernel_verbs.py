@@ -233,26 +233,26 @@ def test_iotlb_messages_are_refused_for_their_form_before_their_meaning(opened) 
     uva = device.memory.regions[0].uva
     good = IotlbMsg(0x1000, 4096, uva, 3, VHOST_IOTLB_UPDATE)
     empty = IotlbMsg(0x1000, 0, uva, 3, VHOST_IOTLB_UPDATE)
-    assert refusal(device.verbs.write, message(good)[:39]) == errno.EINVAL
-    assert refusal(device.verbs.write, message(good, 3)) == errno.EINVAL
-    assert refusal(device.verbs.write, message(empty)) == errno.EINVAL
-    assert refusal(device.verbs.write, message(good)) == errno.EFAULT  # there is no IOTLB
+    assert refusal(device.verbs.messages.write, message(good)[:39]) == errno.EINVAL
+    assert refusal(device.verbs.messages.write, message(good, 3)) == errno.EINVAL
+    assert refusal(device.verbs.messages.write, message(empty)) == errno.EINVAL
+    assert refusal(device.verbs.messages.write, message(good)) == errno.EFAULT  # there is no IOTLB
     device.verbs.set_features(V1 | mask(VIRTIO_F_ACCESS_PLATFORM))
-    assert device.verbs.write(message(good)[:40]) == MSG.size
-    assert refusal(device.verbs.write, message(IotlbMsg(0, 1, 0, 3, 7))) == errno.EFAULT
+    assert device.verbs.messages.write(message(good)[:40]) == MSG.size
+    assert refusal(device.verbs.messages.write, message(IotlbMsg(0, 1, 0, 3, 7))) == errno.EFAULT
 
 
 def test_a_miss_is_read_once_and_has_no_stray_bytes(opened) -> None:
     device = opened()
     device.verbs.set_features(V1 | mask(VIRTIO_F_ACCESS_PLATFORM))
-    assert refusal(device.verbs.read, 72) == errno.EAGAIN
+    assert refusal(device.verbs.messages.read, 72) == errno.EAGAIN
     device.net.on_iotlb_miss(0x1234, 2)
-    assert device.verbs.readable()
-    assert device.verbs.read(71) == b""
-    data = device.verbs.read(72)
+    assert device.verbs.messages.readable()
+    assert device.verbs.messages.read(71) == b""
+    data = device.verbs.messages.read(72)
     assert data == message(IotlbMsg(0x1234, 0, 0, 2, 1), 1)
     assert not any(data[34:])
-    assert not device.verbs.readable()
+    assert not device.verbs.messages.readable()
 
 
 def test_a_miss_has_the_form_that_the_backend_features_ask_for(opened) -> None:
@@ -264,12 +264,12 @@ def test_a_miss_has_the_form_that_the_backend_features_ask_for(opened) -> None:
         device.net.on_iotlb_miss(0x1000, 1)
     device.verbs.set_backend_features(device.verbs.get_backend_features())
     for _ in range(3):  # as it was when the miss was
-        forms.append(int.from_bytes(device.verbs.read(72)[:4], "little"))
+        forms.append(int.from_bytes(device.verbs.messages.read(72)[:4], "little"))
     assert forms == [1, 2, 1]
     device.verbs.reset_owner()
     device.verbs.set_features(V1 | mask(VIRTIO_F_ACCESS_PLATFORM))
     device.net.on_iotlb_miss(0x1000, 1)
-    assert device.verbs.read(72)[:4] == b"\1\0\0\0"
+    assert device.verbs.messages.read(72)[:4] == b"\1\0\0\0"
 
 
 @pytest.mark.parametrize(("abi", "written"), [("6.1", 0), ("6.12", 0), ("newest", 1)])
