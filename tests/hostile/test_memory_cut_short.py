@@ -13,6 +13,7 @@ import pytest
 from driver_ring import GPA, NEXT, UVA, Memory
 from front_end import FrontEnd, Guest, wait_signal
 from serve_process import TALKATIVE, ServeProcess, wait_until
+from vhostnet.datapath.via_tap import COPIED_FRAME
 from vhostnet.device.memory import MemoryTable, map_region
 from vhostnet.uapi import vhost_user as vu
 
@@ -166,18 +167,18 @@ def test_a_frame_that_the_kernel_can_not_read_is_a_counted_drop(instance):
     try:
         pair.net.set_mem_table(both)
         pair.start()
-        header = pair.memory.alloc(pair.hdr_len)
+        header = pair.memory.alloc(COPIED_FRAME)  # with a frame behind it
         pair.memory.write(header, bytes(pair.hdr_len))
         os.ftruncate(frames.fd, 0)
         for _ in range(3):
             pair.tx.set_desc(0, header, pair.hdr_len, NEXT, 1)
-            pair.tx.set_desc(1, frames.gpa, 60, 0, 0)
+            pair.tx.set_desc(1, frames.gpa, COPIED_FRAME, 0, 0)
             pair.tx.offer(0)
             pair.kick(1)
         assert pair.tx.used_idx() == 3
         assert pair.counter(1, "drop_refused") == 3
         assert pair.sent() == []
-        pair.tx.set_desc(1, header, 60, 0, 0)
+        pair.tx.set_desc(1, header, COPIED_FRAME, 0, 0)
         pair.tx.offer(0)
         pair.kick(1)
         assert len(pair.sent()) == 1

@@ -18,7 +18,7 @@ from typing import Any
 
 from vhostnet.native._jit import helper
 from vhostnet.native.libc_nowait_raw import RWF_NOWAIT, preadv2, pwritev2, recvmsg, sendmsg
-from vhostnet.native.libc_raw import is_readable, read, writev
+from vhostnet.native.libc_raw import is_readable, read, write, writev
 from vhostnet.native.ordering import (
     load_relaxed_i32,
     load_relaxed_i64,
@@ -84,6 +84,8 @@ def write_frame(bk: Record, iov_hva: int, n_iov: int) -> int:
     fd = int(bk["tap_fd"])
     io = int(bk["io"])
     if io == IO_OWN or io == IO_POLLED:
+        if n_iov == 1:
+            return write(fd, load_relaxed_i64(iov_hva), load_relaxed_i64(iov_hva + 8))
         return writev(fd, iov_hva, n_iov)
     if io == IO_PACKET_SOCKET:
         msg_hva = int(bk["hdr_hva"]) + IO_SCRATCH + IO_SCRATCH_MSGHDR

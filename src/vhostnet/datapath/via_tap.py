@@ -1,8 +1,8 @@
 """TUN/TAP, and what a client has in its place: one system call a packet, the header in front.
 
 Sending: the header is copied to private memory first and corrected there; the frame goes to
-the kernel from the guest's own pages.  Receiving: a TAP has no peek, so one packet is read
-into private memory and held until the guest has buffers for it.
+the kernel from the guest's own pages, or with the header if it is small.  Receiving: a TAP has
+no peek, so one packet is read into private memory and held until the guest has buffers for it.
 
 A signal (control shakes a worker that is stuck) ends the run of a handler as EAGAIN does, so that a
 descriptor that waits against all expectation cannot hold it.
@@ -54,6 +54,9 @@ from .layout import (
 )
 
 Record = Any
+#: Header and frame of at most so many bytes are copied and written as one piece: the kernel takes
+#: longer for a second piece than this copy takes.
+COPIED_FRAME = 512
 EAGAIN, EINTR, EBADFD, EBADF = errno.EAGAIN, errno.EINTR, errno.EBADFD, errno.EBADF
 EMSGSIZE, ENOBUFS, ENETDOWN = errno.EMSGSIZE, errno.ENOBUFS, errno.ENETDOWN
 
@@ -94,6 +97,14 @@ def send_frame(bk: Record, iov_hva: int, n_iov: int) -> int:
 @helper
 def send_from_iov(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
     """`backend_send` for a packet that goes out by itself, as it is."""
+    if total <= COPIED_FRAME and not bk["made_hdr_len"]:
+        packet_hva = int(bk["bounce_hva"])
+        iov_to_buffer(iov, at, n, packet_hva, total)
+        if int(bk["io"]) != IO_PACKET_SOCKET:
+            correct_header(packet_hva, total - hdr_len)
+        iov[at]["iov_base"] = packet_hva
+        iov[at]["iov_len"] = total
+        return send_frame(bk, iov.ctypes.data + at * IOVEC_SIZE, 1)
     hdr_hva = int(bk["hdr_hva"])
     iov_to_buffer(iov, at, n, hdr_hva, hdr_len)  # before the pieces are changed
     first = iov_skip(iov, at, n, hdr_len)
