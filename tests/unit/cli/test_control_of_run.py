@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 PROGRAM = """
-import fcntl, json, os, sys
+import fcntl, json, os, sys, time
 from pathlib import Path
 from vhostnet.demo.qmp import Qmp, QmpError
 from vhostnet.uapi.vhost import VHOST_SET_OWNER
@@ -25,7 +25,12 @@ for name in ("open0", "x"):
     except QmpError as error:
         told.append(str(error))
 os.close(device)
-told.append(qmp.call("query-devices"))
+for _ in range(1000):  # the device hears of the close, it does not hold it up
+    after = qmp.call("query-devices")
+    if not after:
+        break
+    time.sleep(0.01)
+told.append(after)
 qmp.call("query-version")  # the event of the close is told by then
 print(json.dumps([os.getpid(), qmp.events, *told]))
 """
