@@ -14,7 +14,7 @@ from typing import Any
 
 from vhostnet.native._jit import family, implements
 
-from .layout import GEN, LOOP, NULL, TAP, VHOST_NET_BATCH
+from .layout import COALESCING_TAP, GEN, LOOP, NULL, TAP, VHOST_NET_BATCH
 
 Record = Any
 #: What `backend_send` answers for a packet that `backend_flush` will tell of.
@@ -71,6 +71,22 @@ def _flush(bk: Record, vq: Record) -> int:  # noqa: ARG001
 @implements(backend_batch, TAP, NULL, GEN, LOOP)
 def _batch(bk: Record) -> int:  # noqa: ARG001
     return VHOST_NET_BATCH
+
+
+@family
+def backend_reads_header(bk: Record) -> bool:
+    """Whether what is done with a packet depends on its bytes: they are then asked for ahead."""
+    raise NotImplementedError
+
+
+@implements(backend_reads_header, TAP, COALESCING_TAP)
+def _reads_header(bk: Record) -> bool:  # noqa: ARG001
+    return True
+
+
+@implements(backend_reads_header, NULL, GEN, LOOP)
+def _reads_nothing(bk: Record) -> bool:  # noqa: ARG001
+    return False
 
 
 @family

@@ -8,7 +8,13 @@ from typing import Any
 from vhostnet.native._jit import helper
 from vhostnet.uapi.virtio import VNET_HDR_GSO_TYPE
 
-from .backend_ops import HELD, backend_batch, backend_flush, backend_send
+from .backend_ops import (
+    HELD,
+    backend_batch,
+    backend_flush,
+    backend_reads_header,
+    backend_send,
+)
 from .capture import (
     DROPPED_DISABLED,
     DROPPED_MALFORMED,
@@ -19,7 +25,8 @@ from .capture import (
 from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY
 from .counting import count_drop, end_run, publish
 from .iov import iov_byte
-from .layout import IOVEC_SIZE, MAX_FRAME, WORK_TX_KICK, WORK_TX_NET
+from .layout import IOVEC_SIZE, MAX_FRAME, VHOST_ACCESS_RO, WORK_TX_KICK, WORK_TX_NET
+from .look_ahead import HEADERS, look_ahead
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -85,6 +92,8 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
             if flushed < 0:
                 break
             outcome = max(outcome, flushed)
+        if backend_reads_header(bk):
+            look_ahead(vq, mem, HEADERS, VHOST_ACCESS_RO)
         head, n_out, n_in, out_len, _in_len = get_vq_desc(vq, mem, iov, 1)
         if head < 0:
             # Completions first: the driver may wait for them before it kicks again.
