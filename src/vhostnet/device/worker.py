@@ -69,8 +69,8 @@ class Worker:
         self.name = name
         self.record = np.zeros(1, WORKER)
         self._before = dict(before or {})
-        for name in WORKER_COUNTERS:
-            self.record[0][name] = self._before.get(name, 0)
+        for counter in WORKER_COUNTERS:
+            self.record[0][counter] = self._before.get(counter, 0)
         self._busy_ns: int | None = None
         self._began_ns = time.monotonic_ns()
         self._ended_ns: int | None = None

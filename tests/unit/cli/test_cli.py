@@ -469,7 +469,8 @@ def test_a_served_daemon_ends_at_once_with_status_0_and_removes_its_sockets(path
         begin = time.monotonic()
         served.process.send_signal(signum)
         status, err = served.wait()
-        assert time.monotonic() - begin < 1
+        # some 0.3 s; the bound is for a machine that has other things to do
+        assert time.monotonic() - begin < 5
         assert sock.recv(64) == b""
     assert status == 0
     assert "dev0: closed the session: vhostnet ends" in err
