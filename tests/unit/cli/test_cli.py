@@ -117,15 +117,6 @@ WRONG = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def log_as_before() -> Iterator[None]:
-    logger = logging.getLogger("vhostnet")
-    handlers, level = logger.handlers[:], logger.level
-    yield
-    logger.handlers[:] = handlers
-    logger.setLevel(level)
-
-
 @pytest.mark.parametrize(("words", "text"), WRONG, ids=lambda x: " ".join(x) if x else "nothing")
 def test_a_wrong_command_line_ends_with_status_2_and_one_line_that_helps(words, text, capsys):
     assert main(words) == 2
