@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from vhostnet.device.dirty_log import DirtyLog
 from vhostnet.device.worker import Worker
 from vhostnet.native._jit import JIT_ENABLED
 from vhostnet.uapi.virtio import VHOST_F_LOG_ALL, VIRTIO_RING_F_EVENT_IDX, mask
-from vhostnet_frontend import GuestMemory, PackedRing, RegionSpec, VnetHeader
+from vhostnet_frontend import Buffer, GuestMemory, PackedRing, RegionSpec, VnetHeader
 from vhostnet_frontend import scenarios as bad
 from vhostnet_frontend.scenarios import Severity
 
@@ -214,6 +215,24 @@ def test_guests_that_come_and_go_always_find_a_worker(bed: PortBed) -> None:
             assert receiver.receive(timeout=5.0) == frame(200 + turn)
 
 
+@pytest.mark.parametrize("card", [0, 1])
+def test_a_start_counts_though_no_worker_saw_the_stop_before_it(bed: PortBed, card: int) -> None:
+    guests = bed.both()
+    net = bed.cards[card][0]
+    sender, receiver = guests[card], guests[1 - card]
+    queue = net._backends[1]
+    with contextlib.ExitStack() as held:
+        for one, *_others in bed.cards:
+            held.enter_context(one.worker.quiesced())
+        net.set_backend(1, None)
+        buffer, data = sender.tx[0].buffers.pop(), bytes(sender.hdr_len) + frame(7)
+        sender.memory.write(buffer, data)
+        sender.tx[0].ring.add([Buffer(buffer, len(data))], [buffer])
+        sender.tx[0].ring.publish()  # and no kick: a start runs the handler once
+        net.set_backend(1, queue)
+    assert receiver.receive(timeout=5.0) == frame(7)
+
+
 def test_a_sender_that_goes_leaves_the_partner_its_buffers(bed: PortBed) -> None:
     a, b = bed.both(num=16)
     for turn in range(5):
@@ -404,6 +423,34 @@ def test_each_pair_has_its_partner(wide: PortBed) -> None:
     for pair in (0, 1):
         assert drivers[1][pair].receive(timeout=5.0) == frame(pair)
         assert drivers[0][pair].receive(timeout=5.0) == frame(10 + pair)
+
+
+def test_a_pair_that_starts_last_is_noticed_by_all_others(wide: PortBed) -> None:
+    first, second = wide.open(0), wide.open(1)
+    first.start()
+    second.start()
+    wide.open(1, pair=1).start()
+    last = wide.open(0, pair=1).start()  # from now on the first pairs have one worker
+    for sender, receiver in ((first, second), (second, first)):
+        sender.send(frame(1))
+        assert receiver.receive(timeout=5.0) == frame(1)
+    last.close()  # and now two again
+    for sender, receiver in ((first, second), (second, first)):
+        sender.send(frame(2))
+        assert receiver.receive(timeout=5.0) == frame(2)
+
+
+@pytest.mark.parametrize("card", [0, 1])
+@pytest.mark.parametrize("pair", [0, 1])
+def test_control_parks_every_worker_that_may_see_a_pair(
+    wide: PortBed, card: int, pair: int
+) -> None:
+    for number in (0, 1):
+        for other in (0, 1):
+            wide.open(number, pair=other).start()
+    workers = [net.worker for nets in wide.cards for net in nets]
+    with wide.cards[card][pair].quiesced():
+        assert [worker.is_parked for worker in workers if worker is not None] == [True] * 4
 
 
 def test_pairs_that_the_partner_does_not_use_go_to_those_that_it_does(wide: PortBed) -> None:

@@ -13,9 +13,16 @@ locked on the path of a packet.
 Together is what two guests nearly always are.  Two workers that wake each other for every batch
 cost more than they carry; on one core they would also take turns.
 
-What control changes of one card, the workers of both may see, so it parks both (`quiesced`).
+What control changes of one pair, the workers of all pairs of both cards may see, so it parks them
+all (`quiesced`).
 Whoever comes back from parking looks at everything anew (`_run`): the other guest may have gone,
-come, or negotiated something else.
+come, or negotiated something else.  Control may change it back before anybody looks, so nobody
+relies on having seen a change.  Work that is queued for a ring stays on the list of a worker, and
+whoever serves the ring looks where it may be:
+
+    the worker that serves both ways   on the list of the one that rests, at each return from
+                                       control, and as if there were some where either worker is new
+    a worker that does not rest        as if there were some, if it has rested before
 
 A guest need not use all pairs of its card.  What arrives for a pair that does not run goes to one
 that does; only then a ring has several workers, which take turns by a lock.
@@ -44,7 +51,7 @@ from vhostnet.datapath.layout import (
     WORK_TX_KICK,
 )
 from vhostnet.datapath.port_worker import port_worker
-from vhostnet.datapath.work import work_queue
+from vhostnet.datapath.work import work_queue, work_take
 from vhostnet.uapi.virtio import (
     VIRTIO_NET_F_GUEST_CSUM,
     VIRTIO_NET_F_GUEST_ECN,
@@ -89,8 +96,9 @@ class PortNet(VhostNet):
         self.peers: Sequence[PortNet] = ()
         self.leads = False
         self._out_iov = np.zeros(2 * UIO_MAXIOV + 1, IOVEC)
-        # what `_run` found last, and what is watched: (our worker, the other's)
-        self._together: PortNet | None = None
+        # whether another card's worker has served our TX ring since ours ran last
+        self._rested = False
+        # what is watched: (our worker, the other's)
         self._watching: tuple[Worker | None, Worker | None] = (None, None)
         self._rx_lock = np.zeros(1, np.int64)
 
@@ -100,20 +108,25 @@ class PortNet(VhostNet):
         with contextlib.ExitStack() as stack:
             if self.worker is not None:
                 stack.enter_context(self.worker.quiesced())
-            stack.enter_context(self._peers_quiesced())
+            stack.enter_context(self._others_quiesced())
             yield
 
     @contextlib.contextmanager
-    def _peers_quiesced(self) -> Iterator[None]:
+    def _others_quiesced(self) -> Iterator[None]:
+        """The other card's workers, and those of our other pairs: whom they serve may change."""
         with contextlib.ExitStack() as stack:
-            for peer in self.peers:
-                if peer.worker is not None:
-                    stack.enter_context(peer.worker.quiesced())
+            for net in (*self.peers, *self._siblings()):
+                if net is not self and net.worker is not None:
+                    stack.enter_context(net.worker.quiesced())
             yield
+
+    def _siblings(self) -> Sequence[PortNet]:
+        """All pairs of our own card."""
+        return self.peers[self.pair].peers if self.peers else ()
 
     def reset_owner(self) -> None:
         """As `VhostNet.reset_owner`; the peers go on, and find nobody here."""
-        with self._peers_quiesced():  # our own worker ends in it
+        with self._others_quiesced():  # our own worker ends in it
             super().reset_owner()
 
     def flush(self) -> None:
@@ -139,7 +152,7 @@ class PortNet(VhostNet):
         ends = (self, other)
         if any(net.worker is None or net._backends[VHOST_NET_VQ_TX] is None for net in ends):
             return None
-        return other if all(net.rx.active for net in (*self.peers, *other.peers)) else None
+        return other if all(net.rx.active for net in (*self.peers, *self._siblings())) else None
 
     def _run(self) -> int | None:
         """Enter the kernel once; None if this guest sends nothing."""
@@ -147,9 +160,12 @@ class PortNet(VhostNet):
         if worker is None or queue is None or not self.peers:
             return None
         partner = self._partner()
-        changed, self._together = partner is not self._together, partner
         if partner is not None and not self.leads:
+            self._rested = True
             return None
+        if self._rested:
+            self._rested = False
+            work_queue(worker.record[0], WORK_TX_KICK)
         target = self._target()
         self._tell_link(queue.record[0], target)
         back_tx, back_queue = np.zeros(1, target.tx.record.dtype), queue
@@ -157,10 +173,9 @@ class PortNet(VhostNet):
             back_tx = partner.tx.record
             back_queue = partner._backends[VHOST_NET_VQ_TX] or queue
             partner._tell_link(back_queue.record[0], self)
+            if self._take_work_of(partner):
+                work_queue(worker.record[0], WORK_BACK_KICK)
         queue.record[0]["back_epfd"] = self._watch(partner)
-        if changed:  # what was queued, was so for another worker
-            work_queue(worker.record[0], WORK_TX_KICK)
-            work_queue(worker.record[0], WORK_BACK_KICK)
         return port_worker(
             worker.record,
             self.rx.record,
@@ -175,6 +190,16 @@ class PortNet(VhostNet):
             self._out_iov,
             self._heads,
         )
+
+    def _take_work_of(self, partner: PortNet) -> bool:
+        """Empty the list of the worker that rests; whether there was, or may have been, work."""
+        assert partner.worker is not None
+        theirs = partner.worker.record[0]
+        found = self._watching != (self.worker, partner.worker)
+        while theirs["n_work"]:
+            work_take(theirs)
+            found = True
+        return found
 
     def _watch(self, partner: PortNet | None) -> int:
         """Let the edges of the partner's worker wake ours; returns its epoll set, or -1."""
