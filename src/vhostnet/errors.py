@@ -7,8 +7,9 @@ a closed session.
 
 from __future__ import annotations
 
+import contextlib
 import errno as _errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 EXIT_OK = 0
 EXIT_USAGE = 2
@@ -78,3 +79,14 @@ class PeerError(VhostnetError):
     def __init__(self, message: str, errno: int = _errno.EINVAL) -> None:
         super().__init__(message)
         self.errno = errno
+
+
+@contextlib.contextmanager
+def naming(option: str) -> Iterator[None]:
+    """Errors of the operator's and of the host's say which option they are about."""
+    try:
+        yield
+    except HostError as error:
+        raise HostError(f"{option}: {error}", error.errno) from error
+    except UsageError as error:
+        raise UsageError(f"{option}: {error}") from error

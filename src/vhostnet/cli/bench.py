@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vhostnet.cli.parser import number_within
+from vhostnet.cli.parser import number_within, seconds_within
 from vhostnet.errors import UsageError
 
 QUICK_RUNS, QUICK_SECONDS = 1, 1.0
@@ -56,7 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runs", metavar="N", type=number_within(1, 1000), help="turns of each case (default: 5)"
     )
     parser.add_argument(
-        "--seconds", metavar="S", type=_seconds, help="length of a measurement (default: 3)"
+        "--seconds",
+        metavar="S",
+        type=seconds_within(0.1, 600),
+        help="length of a measurement (default: 3)",
     )
     parser.add_argument(
         "--hugepages",
@@ -112,13 +115,3 @@ def main(args: argparse.Namespace) -> int:
         )
     except KeyboardInterrupt:
         return 130
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 600")
-    return seconds

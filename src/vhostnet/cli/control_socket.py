@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from vhostnet.control.daemon import Daemon
-from vhostnet.errors import HostError, UsageError
+from vhostnet.errors import naming
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket, check_free, check_path
 
@@ -20,7 +20,7 @@ SOCKET_MODE = 0o600
 def check_control(path: str | None) -> None:
     """Fail early: raise what making the socket would raise."""
     if path is not None:
-        with _naming_option():
+        with naming("--control"):
             check_path(path)
             check_free(path)
 
@@ -29,7 +29,7 @@ def listen(path: str | None) -> ListeningSocket | None:
     """The socket of --control, if it was given; UsageError or HostError."""
     if path is None:
         return None
-    with _naming_option():
+    with naming("--control"):
         return ListeningSocket(path, SOCKET_MODE)
 
 
@@ -48,13 +48,3 @@ def control_socket(
         yield
     finally:
         server.close()
-
-
-@contextlib.contextmanager
-def _naming_option() -> Iterator[None]:
-    try:
-        yield
-    except HostError as error:
-        raise HostError(f"--control: {error}", error.errno) from error
-    except UsageError as error:
-        raise UsageError(f"--control: {error}") from error

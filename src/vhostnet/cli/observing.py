@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from vhostnet.errors import HostError
+from vhostnet.errors import naming
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.metrics_server import MetricsAddress, MetricsServer, listen, log
 
@@ -32,10 +32,8 @@ class MetricsDoor:
         self._address = address
         self._listening: tuple[socket.socket, Callable[[], None]] | None = None
         if address is not None:
-            try:
+            with naming("--metrics"):
                 self._listening = listen(address)
-            except HostError as error:
-                raise HostError(f"--metrics: {error}", error.errno) from error
 
     @contextlib.contextmanager
     def answering(self, loop: Loop, devices: Callable[[], Iterable[Observed]]) -> Iterator[None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
@@ -55,6 +56,20 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             raise UsageError(f"what is {unknown[0]!r} for? (see {self.prog} --help)")
         return arguments
+
+
+def seconds_within(low: float, high: float) -> Callable[[str], float]:
+    """A converter for argparse: a number of seconds from `low` to `high`."""
+
+    def convert(text: str) -> float:
+        with contextlib.suppress(ValueError):
+            if low <= float(text) <= high:
+                return float(text)
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number of seconds from {low:g} to {high:g}"
+        )
+
+    return convert
 
 
 def number_within(low: int, high: int) -> Callable[[str], int]:

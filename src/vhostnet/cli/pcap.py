@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vhostnet.cli.options import PCAP_OPTIONS
-from vhostnet.errors import HostError, UsageError
+from vhostnet.errors import UsageError, naming
 
 if TYPE_CHECKING:
     from vhostnet.capture.capture import Capture
@@ -39,12 +39,8 @@ def start_pcap(settings: Mapping[str, Any]) -> Capture | None:
         settings["pcap-count"],
         settings["pcap-rotate"] * _MIB,
     )
-    try:
+    with naming("--pcap"):
         return running.start(options)
-    except HostError as error:
-        raise HostError(f"--pcap: {error}", error.errno) from error
-    except UsageError as error:
-        raise UsageError(f"--pcap: {error}") from error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ import sys
 import time
 
 from vhostnet.cli.ctl_views import table
+from vhostnet.cli.parser import seconds_within
 from vhostnet.cli.top_model import Top, cells
 from vhostnet.control.client import ControlClient
 from vhostnet.errors import EXIT_OK, HostError, UsageError
@@ -51,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--interval",
         metavar="SECONDS",
-        type=_seconds,
+        type=seconds_within(0.1, 60),
         default=1.0,
         help="between two samples, 0.1 to 60 (default: 1)",
     )
@@ -99,13 +100,3 @@ def _print(control: str, interval: float, once: bool, as_json: bool) -> int:
                 sys.stdout.writelines(f"{line}\n" for line in (table(rows) if rows else ["(none)"]))
             if once:
                 return EXIT_OK
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.1 <= seconds <= 60:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.1 to 60")
-    return seconds

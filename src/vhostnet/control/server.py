@@ -25,6 +25,7 @@ from collections import deque
 from typing import Any
 
 from vhostnet import __version__, events
+from vhostnet.frontdoors.acceptor import Acceptor
 from vhostnet.frontdoors.event_loop import READABLE, WRITABLE, Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket, peer_pid
 from vhostnet.frontdoors.peer_log import PeerLog
@@ -43,8 +44,6 @@ PENDING_HIGH = 64 * 1024
 PENDING_MAX = 4 * 1024 * 1024
 #: Events that wait for the loop; of more, the oldest are dropped.
 MAX_EVENTS = 1024
-#: After accept failed for want of descriptors; the socket stays readable meanwhile.
-ACCEPT_PAUSE_S = 1.0
 
 
 def version() -> tuple[int, int, int]:
@@ -146,7 +145,9 @@ class ControlServer:
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         loop.watch(self._bell, READABLE, self._on_bell)
         self._stop_listening = events.listen(self._on_event)
-        self._watch()
+        self._acceptor = Acceptor(
+            loop, listening.socket, self._accepted, self.log.warning, "a client"
+        )
 
     def execute(self, name: str, arguments: dict[str, Any]) -> Any:
         """Run a command of a client's."""
@@ -162,25 +163,11 @@ class ControlServer:
             self.loop.unwatch(self._bell)
             os.close(self._bell)
             self._bell = -1
-        if self._listening.socket.fileno() >= 0:
-            self.loop.unwatch(self._listening.socket.fileno())
+        self._acceptor.close()
         self._listening.close()
         self.log.flush()
 
-    def _watch(self) -> None:
-        if self._listening.socket.fileno() >= 0:
-            self.loop.watch(self._listening.socket.fileno(), READABLE, self._accept)
-
-    def _accept(self, _ready: int) -> None:
-        try:
-            sock, _ = self._listening.socket.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            self.log.warning(f"can not accept a client: {error.strerror}")
-            self.loop.unwatch(self._listening.socket.fileno())
-            self.loop.call_later(ACCEPT_PAUSE_S, self._watch)
-            return
+    def _accepted(self, sock: socket.socket) -> None:
         if len(self.clients) >= MAX_CLIENTS:
             self.log.warning(f"refused client pid {peer_pid(sock)}: {MAX_CLIENTS} are connected")
             sock.close()

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from vhostnet.errors import HostError, UsageError
+from vhostnet.frontdoors.acceptor import Acceptor
 from vhostnet.frontdoors.event_loop import READABLE, WRITABLE, Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket, check_path
 from vhostnet.protocol.http_request import (
@@ -41,8 +42,6 @@ MAX_CLIENTS = 16
 PATIENCE_S = 5.0
 FRESH_S = 0.1
 REST = 9.0
-#: After accept failed for want of descriptors; the socket stays readable meanwhile.
-ACCEPT_PAUSE_S = 1.0
 #: Of a unix socket: for us and our group; who else may know is for the folder to say.
 SOCKET_MODE = 0o660
 _INDEX = b"vhostnet: metrics are at /metrics\n"
@@ -133,7 +132,6 @@ class MetricsServer:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.loop = loop
-        self._socket = sock
         self._close_socket = close
         self._render = render
         self._content_type = content_type
@@ -142,7 +140,9 @@ class MetricsServer:
         self._fresh_until = 0.0
         #: by age, the oldest first
         self._clients: OrderedDict[_Client, None] = OrderedDict()
-        self._watch()
+        self._acceptor = Acceptor(
+            loop, sock, self._accepted, log.warning, "a client of the metrics"
+        )
 
     @property
     def n_clients(self) -> int:
@@ -153,9 +153,8 @@ class MetricsServer:
         """Hang up on all and stop listening.  Harmless the second time."""
         for client in list(self._clients):
             client.close()
-        if self._socket.fileno() >= 0:
-            self.loop.unwatch(self._socket.fileno())
-            self._close_socket()
+        self._acceptor.close()
+        self._close_socket()
 
     def forget(self, client: _Client) -> None:
         """A client has gone."""
@@ -181,20 +180,7 @@ class MetricsServer:
             self._fresh_until = ended + max(FRESH_S, REST * (ended - began))
         return self._text
 
-    def _watch(self) -> None:
-        if self._socket.fileno() >= 0:
-            self.loop.watch(self._socket.fileno(), READABLE, self._accept)
-
-    def _accept(self, _ready: int) -> None:
-        try:
-            sock, _ = self._socket.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            log.warning("can not accept a client of the metrics: %s", error.strerror)
-            self.loop.unwatch(self._socket.fileno())
-            self.loop.call_later(ACCEPT_PAUSE_S, self._watch)
-            return
+    def _accepted(self, sock: socket.socket) -> None:
         while len(self._clients) >= MAX_CLIENTS:
             next(iter(self._clients)).close()
         self._clients[_Client(self, sock)] = None

@@ -28,16 +28,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from vhostnet.errors import HostError, UsageError
+from vhostnet.frontdoors.acceptor import Acceptor
 from vhostnet.frontdoors.connection import Connection, SessionDevice
-from vhostnet.frontdoors.event_loop import READABLE, Loop
+from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket, check_path, peer_pid
 from vhostnet.frontdoors.peer_log import PeerLog
 from vhostnet.frontdoors.trace_file import TraceFile
 
 RECONNECT_S = 1.0
-
-# After accept failed for want of descriptors or memory; the socket stays readable meanwhile.
-ACCEPT_PAUSE_S = 1.0
 
 logger = logging.getLogger("vhostnet")
 
@@ -141,35 +139,23 @@ class ListeningDoor:
     def __init__(self, server: DeviceServer, listening: ListeningSocket) -> None:
         self._server = server
         self._listening = listening
+        self._acceptor: Acceptor | None = None
 
     def open(self) -> None:
         """Accept connections."""
-        self._watch()
+        server = self._server
+        self._acceptor = Acceptor(
+            server.loop, self._listening.socket, server.offer, server.log.warning, "a front-end"
+        )
 
     def session_ended(self) -> None:
         """Nothing to do: we have been listening all the time."""
 
     def close(self) -> None:
         """Stop listening and remove the socket file."""
-        if self._listening.socket.fileno() >= 0:
-            self._server.loop.unwatch(self._listening.socket.fileno())
-            self._listening.close()
-
-    def _watch(self) -> None:
-        if self._listening.socket.fileno() >= 0:
-            self._server.loop.watch(self._listening.socket.fileno(), READABLE, self._accept)
-
-    def _accept(self, _ready: int) -> None:
-        try:
-            sock, _ = self._listening.socket.accept()
-        except (BlockingIOError, ConnectionAbortedError):
-            return
-        except OSError as error:
-            self._server.log.warning(f"can not accept a front-end: {error.strerror}")
-            self._server.loop.unwatch(self._listening.socket.fileno())
-            self._server.loop.call_later(ACCEPT_PAUSE_S, self._watch)
-            return
-        self._server.offer(sock)
+        if self._acceptor is not None:
+            self._acceptor.close()
+        self._listening.close()
 
 
 class ConnectingDoor:

@@ -22,7 +22,7 @@ import pytest
 
 from fake_device import FakeDevice
 from vhostnet.errors import EXIT_BUG, EXIT_OK, EXIT_PEER, HostError, UsageError
-from vhostnet.frontdoors import connection, vhost_user_server
+from vhostnet.frontdoors import acceptor, connection, vhost_user_server
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket, check_free
 from vhostnet.frontdoors.peer_log import PeerLog
@@ -544,6 +544,7 @@ def test_a_socket_whose_owner_does_not_accept_is_in_use(tmp_path):
 def test_a_full_descriptor_table_pauses_accepting_instead_of_spinning(rig, caplog, monkeypatch):
     rig.listen()
     listening = rig.server._door._listening.socket
+    accepts = rig.server._door._acceptor
 
     class Full:
         fileno = staticmethod(listening.fileno)
@@ -553,14 +554,14 @@ def test_a_full_descriptor_table_pauses_accepting_instead_of_spinning(rig, caplo
         def accept() -> None:
             raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr(vhost_user_server, "ACCEPT_PAUSE_S", 0.1)
-    rig.server._door._listening.socket = Full()
+    monkeypatch.setattr(acceptor, "PAUSE_S", 0.1)
+    accepts._listening = Full()
     sock = rig.connect()
     rig.settle(seconds=0.05)
     assert [line for line in lines(caplog) if "Too many" in line] == [
         "dev0: can not accept a front-end: Too many open files"
     ]
-    rig.server._door._listening.socket = listening
+    accepts._listening = listening
     assert len(rig.ask(sock, GET_FEATURES)) == 20
 
 
