@@ -30,6 +30,11 @@ def device_findings(config: ConfigFile) -> list[Finding]:
             _finding(f"{device.name} backend", device, _backend),
         )
     ]
+    found += [
+        _finding(f"{device.name} worker-scheduling", device, _scheduling)
+        for device in config.devices
+        if device.worker_scheduling is not None
+    ]
     return [*found, *_kernels(config.devices)]
 
 
@@ -66,6 +71,12 @@ def _backend(device: DeviceOptions) -> str:
 
     open_backend(device.backend, device.queue_pairs, device.fill_checksums, device.coalesce).close()
     return f"{device.backend} can be opened"
+
+
+def _scheduling(device: DeviceOptions) -> str:
+    assert device.worker_scheduling is not None
+    device.worker_scheduling.check()
+    return f"{device.worker_scheduling} is permitted"
 
 
 def _kernels(devices: tuple[DeviceOptions, ...]) -> Iterator[Finding]:

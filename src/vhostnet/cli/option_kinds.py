@@ -17,6 +17,7 @@ from typing import Protocol
 from vhostnet.backends import BACKEND_SPECS, check_spec
 from vhostnet.cli.logs import Levels, parse_levels
 from vhostnet.cli.parser import nearest
+from vhostnet.device.scheduling import POLICIES, Scheduling
 from vhostnet.errors import UsageError
 from vhostnet.frontdoors.cuse_node import check_name
 from vhostnet.frontdoors.listening_socket import check_path, group_id
@@ -251,6 +252,29 @@ class Cpus:
 
     def from_toml(self, value: object) -> tuple[int, ...]:
         return self.from_text(text_of(value, "2-5,8"))
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulingPolicy:
+    """How threads are scheduled, as "fifo:50" or "other:-5"; see `device.scheduling`."""
+
+    metavar: str = "POLICY[:N]"
+
+    def from_text(self, text: str) -> Scheduling:
+        name, colon, number = text.partition(":")
+        if name not in POLICIES:
+            raise WrongValue(f"{name!r} is not {one_of(POLICIES)}{nearest(name, POLICIES)}")
+        allowed = POLICIES[name][1]
+        if not colon and 0 in allowed:
+            return Scheduling(name)
+        digits = number.removeprefix("-")
+        is_number = digits.isascii() and digits.isdigit() and len(digits) < 4
+        if not is_number or int(number) not in allowed:
+            raise WrongValue(f"{text!r} must be {name}:N, N from {allowed[0]} to {allowed[-1]}")
+        return Scheduling(name, int(number))
+
+    def from_toml(self, value: object) -> Scheduling:
+        return self.from_text(text_of(value, "fifo:50"))
 
 
 @dataclass(frozen=True, slots=True)

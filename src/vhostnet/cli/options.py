@@ -25,6 +25,7 @@ from vhostnet.cli.option_kinds import (
     Mode,
     Name,
     Number,
+    SchedulingPolicy,
     SocketPath,
     Switch,
     Text,
@@ -193,6 +194,13 @@ DEVICE_OPTIONS = (
         Cpus(),
         "processors for the worker threads, such as 2-5 or 2,4: one each, and from the first again "
         "when there are more queue pairs (default: any)",
+        WHAT,
+    ),
+    Option(
+        "worker-scheduling",
+        SchedulingPolicy(),
+        "how the kernel schedules the worker threads: other or batch, perhaps with a niceness "
+        "(other:-5), or fifo:N or rr:N, in real time with priority N (default: as the process)",
         WHAT,
     ),
 )

@@ -41,7 +41,12 @@ from vhostnet.cli.options import (
 from vhostnet.cli.pcap import check_pcap, ending_pcap, start_pcap
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
 from vhostnet.cli.reload import Reload
-from vhostnet.cli.served_devices import ServeDaemon, make_device, open_backend_of
+from vhostnet.cli.served_devices import (
+    ServeDaemon,
+    check_permitted,
+    make_device,
+    open_backend_of,
+)
 from vhostnet.cli.service_manager import Watchdog, status_lines, watchdog_s
 from vhostnet.errors import ConfigError, UsageError
 from vhostnet.frontdoors.event_loop import Loop
@@ -130,6 +135,8 @@ def main(args: argparse.Namespace) -> int:
     with leaving_at_once():
         from vhostnet.native import lost_memory_raw
 
+        for device in options.devices:
+            check_permitted(device)
         # Backends before the compiler: a TAP that may not be opened is told within a second.
         backends = [open_backend_of(device) for device in options.devices]
         kinds = {backend_kind(device.backend, device.coalesce) for device in options.devices}

@@ -15,7 +15,7 @@ from vhostnet.cli.device_options import make_device as make_options
 from vhostnet.cli.option_kinds import WrongValue
 from vhostnet.cli.options import DEVICE_KEYS
 from vhostnet.control.daemon import Card
-from vhostnet.errors import HostError, UsageError
+from vhostnet.errors import HostError, UsageError, naming
 from vhostnet.events import tell
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.vhost_user_daemon import (
@@ -29,6 +29,13 @@ if TYPE_CHECKING:
     from vhostnet.backends.backend import Backend
     from vhostnet.device.worker import Worker
     from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
+
+
+def check_permitted(wanted: DeviceOptions) -> None:
+    """Raise HostError if the workers could not be scheduled as they are to be."""
+    if wanted.worker_scheduling is not None:
+        with naming("worker-scheduling"):
+            wanted.worker_scheduling.check()
 
 
 def open_backend_of(wanted: DeviceOptions) -> Backend:
@@ -51,6 +58,7 @@ def make_device(loop: Loop, wanted: DeviceOptions, backend: Backend) -> VhostUse
         iommu=wanted.iommu,
         linux_abi=wanted.linux_abi,
         worker_cpus=wanted.worker_cpus,
+        worker_scheduling=wanted.worker_scheduling,
     )
     running.joined(device.nets)
     return device
@@ -91,6 +99,7 @@ class ServeDaemon:
 
     def add(self, wanted: DeviceOptions) -> None:
         """Make a device and serve it; UsageError or HostError."""
+        check_permitted(wanted)
         backend = open_backend_of(wanted)
         try:
             _load(wanted)

@@ -64,6 +64,7 @@ def device_add(
     iommu: bool | None = None,
     linux_abi: str | None = None,
     worker_cpus: str | None = None,
+    worker_scheduling: str | None = None,
 ) -> dict[str, Any]:
     """Make a device, as `vhostnet serve --device` would, and serve it; returns its name."""
     given = {
@@ -79,6 +80,7 @@ def device_add(
         "iommu": iommu,
         "linux-abi": linux_abi,
         "worker-cpus": worker_cpus,
+        "worker-scheduling": worker_scheduling,
     }
     return {"device": daemon.add_device({k: v for k, v in given.items() if v is not None})}
 

@@ -38,6 +38,7 @@ from vhostnet.datapath.layout import (
     WORKER,
     WORKER_COUNTERS,
 )
+from vhostnet.device.scheduling import Scheduling
 
 log = logging.getLogger("vhostnet.worker")
 _PR_SET_NAME = 15
@@ -123,6 +124,11 @@ class Worker:
         """Run on this processor only, from now on; OSError if there is none of this number."""
         if self._thread.native_id is not None:
             os.sched_setaffinity(self._thread.native_id, {cpu})
+
+    def schedule(self, scheduling: Scheduling) -> None:
+        """Let the kernel schedule the thread so from now on; OSError if we may not."""
+        if self._thread.native_id is not None:
+            scheduling.apply(self._thread.native_id)
 
     def _register(self, fd: int, events: int, source: int) -> None:
         # select.epoll stores the descriptor as the event's data; ours is the work item.

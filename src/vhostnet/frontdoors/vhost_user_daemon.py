@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
+from vhostnet.device.scheduling import Scheduling
 from vhostnet.errors import EXIT_OK, HostError, UsageError
 from vhostnet.frontdoors.connection import SessionDevice
 from vhostnet.frontdoors.event_loop import READABLE, Loop
@@ -41,6 +42,7 @@ class DeviceOptions:
         iommu: serve guests behind a virtual IOMMU.
         linux_abi: the version of Linux to behave as.
         worker_cpus: processors, one a worker in turns; None leaves it to the kernel.
+        worker_scheduling: of all workers; None leaves it as the process's is.
     """
 
     option: str
@@ -57,6 +59,7 @@ class DeviceOptions:
     iommu: bool = False
     linux_abi: str = "newest"
     worker_cpus: tuple[int, ...] | None = None
+    worker_scheduling: Scheduling | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from vhostnet.device.memory import (
 )
 from vhostnet.device.port_net import PortNet, join_ports
 from vhostnet.device.ring_formats import VringAddresses
+from vhostnet.device.scheduling import Scheduling
 from vhostnet.device.vhost_net import VhostNet
 from vhostnet.device.vring import (
     VHOST_NET_VQ_RX,
@@ -98,6 +99,7 @@ class VhostUserDevice:
             is written for VERSION_1 without MRG_RXBUF, how long an IOTLB lives, and whether
             IN_ORDER and RING_PACKED are offered.
         worker_cpus: processors, one a worker in turns; None leaves it to the kernel.
+        worker_scheduling: of all workers; None leaves it as the process's is.
         iommu: offer ACCESS_PLATFORM.  Only where a VMM stands between: a driver that talks to
             us itself would ack it and wait for a translation that nobody gives.
     """
@@ -114,6 +116,7 @@ class VhostUserDevice:
         iommu: bool = False,
         linux_abi: str = "newest",
         worker_cpus: Sequence[int] | None = None,
+        worker_scheduling: Scheduling | None = None,
     ) -> None:
         self.name = name
         self.backend = backend
@@ -136,6 +139,7 @@ class VhostUserDevice:
         self._busy_poll_us = busy_poll_us
         self._busy_poll_adaptive = busy_poll_adaptive
         self._worker_cpus = worker_cpus
+        self._worker_scheduling = worker_scheduling
         self._call_later = call_later
         self._link_timer: Timer | None = None
         self._session = False
@@ -453,6 +457,7 @@ class VhostUserDevice:
             net.set_owner(self._owner_pid)
             self._tell_busy_poll(net)
             self._pin(net)
+            self._schedule(net)
 
     def _pin(self, net: VhostNet) -> None:
         if self._worker_cpus and net.worker is not None:
@@ -461,6 +466,14 @@ class VhostUserDevice:
                 net.worker.pin(cpu)
             except OSError as e:  # it may have gone offline meanwhile
                 log.warning("%s: worker not on processor %d: %s", net.name, cpu, e.strerror)
+
+    def _schedule(self, net: VhostNet) -> None:
+        if self._worker_scheduling is not None and net.worker is not None:
+            try:
+                net.worker.schedule(self._worker_scheduling)
+            except OSError as e:  # a right was dropped meanwhile
+                how = f"{self._worker_scheduling}: {e.strerror}"
+                log.warning("%s: worker not scheduled as %s", net.name, how)
 
     def _tell_busy_poll(self, net: VhostNet) -> None:
         for vq in (VHOST_NET_VQ_RX, VHOST_NET_VQ_TX):

@@ -60,6 +60,24 @@ def test_a_door_that_does_not_exist(capsys) -> None:
     assert "did you mean chardev" in capsys.readouterr().err
 
 
+def test_scheduling_that_is_not_permitted(monkeypatch, capsys, tmp_path) -> None:
+    def forbidden(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    file = tmp_path / "f.toml"
+    words = ("socket", str(tmp_path / "s")), ("backend", "null"), ("worker-scheduling", "fifo:50")
+    file.write_text("[device.a]\n" + "".join(f'{key} = "{value}"\n' for key, value in words))
+    monkeypatch.setattr(os, "sched_setscheduler", forbidden)
+    why = "fifo:50: Operation not permitted: it takes CAP_SYS_NICE, or a limit RTPRIO of 50"
+    assert main(["check", str(file)]) == 4
+    assert f"no  a worker-scheduling  {why}" in capsys.readouterr().out
+    assert main(["serve", "--config", str(file)]) == 4
+    assert capsys.readouterr().err == f"vhostnet: worker-scheduling: {why}\n"
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *_: None)
+    assert main(["check", str(file)]) == 0
+    assert "ok  a worker-scheduling  fifo:50 is permitted" in capsys.readouterr().out
+
+
 def test_what_a_child_finds_reaches_us() -> None:
     def forbidden() -> None:
         raise HostError("not here", errno.EACCES)

@@ -37,6 +37,7 @@ busy-poll-adaptive = true
 iommu = true
 linux-abi = "6.12"
 worker-cpus = "CPU"
+worker-scheduling = "batch:3"
 
 [device."vm.2"]
 socket = "/run/a,b"
@@ -129,7 +130,7 @@ def test_a_file_says_what_the_command_line_says():
     words = (
         "name=vm1,socket=/run/vm1.sock,backend=tap:tap1,queue-pairs=2,client=on,fill-checksums=on,"
         "coalesce=off,busy-poll-us=50,busy-poll-adaptive=on,iommu=on,linux-abi=6.12,"
-        f"worker-cpus={CPU}"
+        f"worker-cpus={CPU},worker-scheduling=batch:3"
     )
     same = devices_of(
         serve_arguments(
@@ -139,7 +140,7 @@ def test_a_file_says_what_the_command_line_says():
     assert [dataclasses.replace(d, option="") for d in config.devices] == [
         dataclasses.replace(d, option="") for d in same
     ]
-    assert [d.option for d in config.devices] == ["f:5: [device.vm1]", "f:18: [device.vm.2]"]
+    assert [d.option for d in config.devices] == ["f:5: [device.vm1]", "f:19: [device.vm.2]"]
 
 
 def test_every_key_of_a_device_can_be_in_a_file():

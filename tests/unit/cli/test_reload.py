@@ -150,10 +150,10 @@ def test_many_signals_at_once_are_followed_too(daemon):
     wait_until(lambda: any("reloaded" in line for line in daemon.lines()), "a reload")
 
 
-def test_workers_run_on_the_processors_that_they_are_given(tmp_path):
+def test_workers_run_where_and_as_they_are_told(tmp_path):
     cpu = max(os.sched_getaffinity(0))
-    text = f'[device.vm1]\nsocket = "DIR/vm1"\nbackend = "null"\nworker-cpus = "{cpu}"\n'
-    daemon = Configured(tmp_path, text)
+    options = f'worker-cpus = "{cpu}"\nworker-scheduling = "batch:5"\n'
+    daemon = Configured(tmp_path, f'[device.vm1]\nsocket = "DIR/vm1"\nbackend = "null"\n{options}')
     guest = Guest()
     with FrontEnd(f"{tmp_path}/vm1") as front_end:
         front_end.negotiate().start(guest)
@@ -162,8 +162,12 @@ def test_workers_run_on_the_processors_that_they_are_given(tmp_path):
         guest.tx.wait_used(1)
         tasks = Path(f"/proc/{daemon.process.pid}/task")
         names = {task: (task / "comm").read_text().strip() for task in tasks.iterdir()}
-        [worker] = [task for task, name in names.items() if name.startswith("vhost-")]
-        assert os.sched_getaffinity(int(worker.name)) == {cpu}
+        [worker] = [int(task.name) for task, name in names.items() if name.startswith("vhost-")]
+        assert os.sched_getaffinity(worker) == {cpu}
         assert os.sched_getaffinity(daemon.process.pid) == os.sched_getaffinity(0)
+        assert os.sched_getscheduler(worker) == os.SCHED_BATCH
+        assert os.getpriority(os.PRIO_PROCESS, worker) == 5
+        assert os.sched_getscheduler(daemon.process.pid) == os.sched_getscheduler(0)
+        assert os.getpriority(os.PRIO_PROCESS, daemon.process.pid) == os.getpriority(0, 0)
     guest.close()
     daemon.check_and_stop()

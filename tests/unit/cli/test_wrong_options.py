@@ -25,6 +25,7 @@ from vhostnet.cli.option_kinds import (
     Name,
     NodeName,
     Number,
+    SchedulingPolicy,
     SocketPath,
     Switch,
 )
@@ -81,6 +82,13 @@ def wrong_texts(option: Option) -> Iterator[tuple[str, str]]:
             yield text, "is not a list of processors such as 2-5"
         for text in ("99998", "99997-99998", "5-99999"):
             yield text, "is not for this process to use; there are"
+    elif isinstance(kind, SchedulingPolicy):
+        for text in ("", "5", "FIFO:5", "fif:5"):
+            yield text, "is not one of other, batch, fifo, rr"
+        for text in ("fifo", "fifo:", "fifo:0", "fifo:100", "fifo:-1", "fifo:5.0", "fifo:0x5"):
+            yield text, "must be fifo:N, N from 1 to 99"
+        for text in ("other:", "other:-21", "other:20", "other:--1", "other:+1", "other:9999999"):
+            yield text, "must be other:N, N from -20 to 19"
     elif isinstance(kind, Mode):
         for text in ("", "8", "rw", "0o660", "-1", "1000"):
             yield text, "is not an octal mode such as 660"
