@@ -17,6 +17,7 @@ from typing import Any
 
 #: Every event that there is, and what it means.
 EVENTS = {
+    "EVENTS_LOST": "more was told at once than waits for a client: the oldest are gone (count)",
     "DEVICE_CONNECTED": "a front-end has connected (device, pid)",
     "DEVICE_DISCONNECTED": "its session has ended (device, reason)",
     "DEVICE_ADDED": "device-add has made a device (device)",

@@ -21,6 +21,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections import deque
 from typing import Any
 
@@ -42,7 +43,7 @@ MAX_CLIENTS = 32
 A_TURN = 4096
 PENDING_HIGH = 64 * 1024
 PENDING_MAX = 4 * 1024 * 1024
-#: Events that wait for the loop; of more, the oldest are dropped.
+#: Events that wait for the loop; of more, the oldest are dropped, and EVENTS_LOST says how many.
 MAX_EVENTS = 1024
 
 
@@ -139,9 +140,11 @@ class ControlServer:
         self.clients: set[_Client] = set()
         self._daemon = daemon
         self._listening = listening
-        self._events: deque[events.Event] = deque(maxlen=MAX_EVENTS)
-        # Held where the bell is rung or taken away: its number may soon be another file's.
+        # Guards what waits, and the bell: when that is taken away, its number may soon be
+        # another file's.
         self._ringing = threading.Lock()
+        self._events: deque[events.Event] = deque()
+        self._n_lost = 0
         self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         loop.watch(self._bell, READABLE, self._on_bell)
         self._stop_listening = events.listen(self._on_event)
@@ -178,8 +181,11 @@ class ControlServer:
 
     def _on_event(self, event: events.Event) -> None:
         """In any thread."""
-        self._events.append(event)
         with self._ringing, contextlib.suppress(BlockingIOError):
+            self._events.append(event)
+            if len(self._events) > MAX_EVENTS:
+                self._events.popleft()
+                self._n_lost += 1
             if self._bell >= 0:
                 os.eventfd_write(self._bell, 1)
 
@@ -189,7 +195,11 @@ class ControlServer:
         self._pass_on()
 
     def _pass_on(self) -> None:
-        while self._events:
-            event = self._events.popleft()
+        with self._ringing:
+            waiting, self._events = self._events, deque()
+            n_lost, self._n_lost = self._n_lost, 0
+        if n_lost:
+            waiting.appendleft(events.Event("EVENTS_LOST", {"count": n_lost}, time.time()))
+        for event in waiting:
             for client in list(self.clients):
                 client.tell(event)

@@ -145,6 +145,22 @@ def test_events_reach_every_negotiated_client_from_any_thread(rig):
     assert early.ask(NEGOTIATE) == {"return": {}}
 
 
+def test_of_more_events_than_wait_the_newest_come_and_the_number_of_the_others(rig, monkeypatch):
+    monkeypatch.setattr(server_module, "MAX_EVENTS", 4)
+    client = Client(rig)
+    for turn in range(2):
+        for number in range(7):
+            events.tell("DEVICE_ADDED", device=f"dev{turn}.{number}")
+        told = [client.read() for _ in range(5)]
+        assert (told[0]["event"], told[0]["data"]) == ("EVENTS_LOST", {"count": 3})
+        assert [one["data"]["device"] for one in told[1:]] == [
+            f"dev{turn}.{n}" for n in range(3, 7)
+        ]
+    events.tell("DEVICE_ADDED", device="alone")
+    assert client.read()["data"] == {"device": "alone"}
+    client.socket.close()
+
+
 def test_a_client_that_does_not_read_holds_up_nobody_and_is_not_answered_without_end(rig):
     greedy, other = rig.client(), rig.client()
     sent = 0
