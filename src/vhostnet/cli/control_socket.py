@@ -8,7 +8,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from vhostnet.cli.option_kinds import json_type
+from vhostnet.cli.options import DEVICE_KEYS, NEEDED_KEYS
 from vhostnet.control.daemon import Daemon
+from vhostnet.control.registry import Argument
 from vhostnet.errors import naming
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket, check_free, check_path
@@ -23,6 +26,12 @@ def check_control(path: str | None) -> None:
         with naming("--control"):
             check_path(path)
             check_free(path)
+
+
+def device_arguments() -> list[Argument]:
+    """The keys of --device as arguments of device-add; what is needed comes first."""
+    keys = (*NEEDED_KEYS, *(key for key in DEVICE_KEYS if key not in NEEDED_KEYS))
+    return [Argument(key, json_type(DEVICE_KEYS[key].kind), key in NEEDED_KEYS) for key in keys]
 
 
 def listen(path: str | None) -> ListeningSocket | None:
@@ -42,8 +51,9 @@ def control_socket(
         yield
         return
     from vhostnet.control.server import ControlServer
+    from vhostnet.control.table import commands
 
-    server = ControlServer(loop, listening, daemon())
+    server = ControlServer(loop, listening, daemon(), commands(device_arguments()))
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from typing import Any
 
 from vhostnet.backends import BACKEND_SPECS, check_spec
 from vhostnet.cli.option_kinds import WrongValue
-from vhostnet.cli.options import DEVICE_KEYS, DEVICE_OPTIONS, given_of
+from vhostnet.cli.options import DEVICE_KEYS, DEVICE_OPTIONS, NEEDED_KEYS, given_of
 from vhostnet.cli.parser import nearest
 from vhostnet.errors import UsageError
 from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
@@ -165,7 +165,7 @@ def _parse_device(number: int, text: str, is_activated: bool) -> DeviceOptions:
             given[key] = DEVICE_KEYS[key].kind.from_text(value)
         except WrongValue as error:
             raise UsageError(f"--device: {key}: {error}") from None
-    for key in ("backend",) if is_activated else ("socket", "backend"):
+    for key in ("backend",) if is_activated else NEEDED_KEYS:
         if key not in given:
             raise UsageError(f"--device {text}: {key}= is needed")
     for key, problem in conflicts_within(given):

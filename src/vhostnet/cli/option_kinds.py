@@ -292,6 +292,11 @@ class Mode:
         return self.from_text(text_of(value, "660"))
 
 
+def json_type(kind: Kind) -> type:
+    """What `from_toml` takes, and JSON has: int, bool or str."""
+    return int if isinstance(kind, Number) else bool if isinstance(kind, Switch) else str
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """What a device is connected to, see `vhostnet.backends`."""

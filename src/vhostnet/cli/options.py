@@ -334,6 +334,8 @@ DAEMON_OPTIONS = (
 
 #: What --device knows.
 DEVICE_KEYS = {option.key: option for option in DEVICE_OPTIONS if option.in_device}
+#: Those that a device is not made without.
+NEEDED_KEYS = ("socket", "backend")
 
 
 def add_options(

@@ -49,40 +49,12 @@ def query_log(daemon: Daemon) -> list[dict[str, Any]]:  # noqa: ARG001
     ]
 
 
-def device_add(
-    daemon: Daemon,
-    *,
-    socket: str,
-    backend: str,
-    name: str | None = None,
-    queue_pairs: int | None = None,
-    client: bool | None = None,
-    fill_checksums: bool | None = None,
-    coalesce: bool | None = None,
-    busy_poll_us: int | None = None,
-    busy_poll_adaptive: bool | None = None,
-    iommu: bool | None = None,
-    linux_abi: str | None = None,
-    worker_cpus: str | None = None,
-    worker_scheduling: str | None = None,
-) -> dict[str, Any]:
-    """Make a device, as `vhostnet serve --device` would, and serve it; returns its name."""
-    given = {
-        "socket": socket,
-        "backend": backend,
-        "name": name,
-        "queue-pairs": queue_pairs,
-        "client": client,
-        "fill-checksums": fill_checksums,
-        "coalesce": coalesce,
-        "busy-poll-us": busy_poll_us,
-        "busy-poll-adaptive": busy_poll_adaptive,
-        "iommu": iommu,
-        "linux-abi": linux_abi,
-        "worker-cpus": worker_cpus,
-        "worker-scheduling": worker_scheduling,
-    }
-    return {"device": daemon.add_device({k: v for k, v in given.items() if v is not None})}
+def device_add(daemon: Daemon, **keys: Any) -> dict[str, Any]:
+    """Make a device, as `vhostnet serve --device` would, and serve it; returns its name.
+
+    The keys are those of --device: see `table.commands`.
+    """
+    return {"device": daemon.add_device({k.replace("_", "-"): v for k, v in keys.items()})}
 
 
 def device_del(daemon: Daemon, *, device: str) -> None:

@@ -23,6 +23,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from vhostnet import __version__, events
@@ -33,8 +34,7 @@ from vhostnet.frontdoors.peer_log import PeerLog
 from vhostnet.protocol.qmp_session import QmpSession
 
 from .daemon import Daemon
-from .registry import execute
-from .table import COMMANDS
+from .registry import Command, execute
 
 logger = logging.getLogger("vhostnet")
 
@@ -132,13 +132,21 @@ class ControlServer:
         loop: of the daemon.
         listening: ours from now on.
         daemon: what commands are about.
+        commands: see `table.commands`.
     """
 
-    def __init__(self, loop: Loop, listening: ListeningSocket, daemon: Daemon) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        listening: ListeningSocket,
+        daemon: Daemon,
+        commands: Mapping[str, Command],
+    ) -> None:
         self.loop = loop
         self.log = PeerLog(logger, "control", loop.call_later)
         self.clients: set[_Client] = set()
         self._daemon = daemon
+        self._commands = commands
         self._listening = listening
         # Guards what waits, and the bell: when that is taken away, its number may soon be
         # another file's.
@@ -154,7 +162,7 @@ class ControlServer:
 
     def execute(self, name: str, arguments: dict[str, Any]) -> Any:
         """Run a command of a client's."""
-        return execute(COMMANDS, self._daemon, name, arguments)
+        return execute(self._commands, self._daemon, name, arguments)
 
     def close(self) -> None:
         """Tell what has happened, hang up, remove the socket file."""

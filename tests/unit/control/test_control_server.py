@@ -21,6 +21,7 @@ import pytest
 from vhostnet import events
 from vhostnet.control import server as server_module
 from vhostnet.control.server import ControlServer
+from vhostnet.control.table import commands
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket
 
@@ -89,7 +90,9 @@ class Rig:
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         self.loop = Loop()
-        self.server = ControlServer(self.loop, ListeningSocket(self.path, 0o600), EmptyDaemon())
+        self.server = ControlServer(
+            self.loop, ListeningSocket(self.path, 0o600), EmptyDaemon(), commands(())
+        )
         self.clients: list[Client] = []
 
     def client(self, negotiate: bool = True) -> Client:
