@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +87,18 @@ def test_the_names_are_those_that_were_promised(instance: Instance) -> None:
     found = samples(exposition.render([OneCard(instance.net)]))
     assert {name for name, _ in found} == NAMES
     assert {label for _, labels in found for label, _ in labels} <= LABELS
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (prometheus)")
+def test_promtool_has_nothing_to_say(instance: Instance) -> None:
+    done = subprocess.run(
+        ["promtool", "check", "metrics"],
+        input=exposition.render([OneCard(instance.net)]),
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, b"")
 
 
 def test_every_counter_of_the_data_path_is_told() -> None:
