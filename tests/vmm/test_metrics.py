@@ -92,6 +92,9 @@ def test_tens_of_thousands_of_packets_are_counted_alike_by_all(
     )
     assert (merged > 0) == (coalesce == "on")
     assert found.tap["tx_packets"] == received
+    for direction, dropped in (("rx", "tx_drop"), ("tx", "rx_drop")):
+        told = found.ours.total("interface_dropped_packets_total", direction=direction)
+        assert told == found.tap[dropped]
     assert found.tap["rx_packets"] == sent - segments + merged
     # a kick that arrives while another one waits is the same wake-up; QEMU makes one at the start
     assert 0 < found.queue("kicks_total", "tx") <= found.ethtool["tx_queue_0_kicks"] + 1

@@ -55,6 +55,10 @@ class Backend:
         """Throw away what was meant for the last driver; returns packets."""
         return 0
 
+    def interface_drops(self) -> dict[str, int]:
+        """Packets that the host's interface dropped, by the guest's direction; from any thread."""
+        return {}
+
     def send_frame(self, frame: bytes) -> None:
         """Put one frame of our own on the network (an announcement); errors are not told."""
 

@@ -74,6 +74,7 @@ from vhostnet.uapi.virtio import (
 )
 
 from .backend import Backend, BackendQueue
+from .interface_drops import InterfaceDrops
 
 log = logging.getLogger("vhostnet.tap")
 
@@ -165,6 +166,7 @@ class TapBackend(Backend):
         self._attached = [True] * len(fds)
         self._link: bool | None = None
         self._negotiated: tuple[int, int] | None = None
+        self._drops: InterfaceDrops | None = None
         self.features = BASE_FEATURES
         if self._try_offloads(TUN_F_CSUM | _USO):
             self.features |= USO_FEATURES
@@ -184,11 +186,14 @@ class TapBackend(Backend):
             for _ in range(queue_pairs):
                 fds.append(_open_tun())
                 _set_interface(fds[-1], name, flags)
-            return cls(name, fds, multi_queue, fill_checksums, coalesce)
+            made = cls(name, fds, multi_queue, fill_checksums, coalesce)
         except BaseException:
             for fd in fds:
                 os.close(fd)
             raise
+        # not of one that was handed over: it may be in another network namespace
+        made._drops = InterfaceDrops(name)
+        return made
 
     @classmethod
     def adopt(
@@ -291,8 +296,13 @@ class TapBackend(Backend):
         with contextlib.suppress(OSError):
             os.write(self.queues[0].poll_fd, header + frame)
 
+    def interface_drops(self) -> dict[str, int]:
+        return {} if self._drops is None else self._drops.read()
+
     def close(self) -> None:
         self.set_link(False)
+        if self._drops is not None:
+            self._drops.close()
         for queue in self.queues:
             os.close(queue.poll_fd)
         self.queues = []

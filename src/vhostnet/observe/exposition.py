@@ -84,6 +84,9 @@ class _Collector:
         families["build_info"].add_metric([__version__], 1)
         families["devices"].add_metric([], len(trees))
         for tree in trees:
+            for direction, count in tree["interface_drops"].items():
+                at = [str(tree["name"]), direction]
+                families["interface_dropped_packets"].add_metric(at, count)
             for number, pair in enumerate(tree["pairs"]):
                 at = [str(tree["name"]), str(number)]
                 for direction in ("rx", "tx"):
@@ -128,6 +131,11 @@ def _families() -> dict[str, Any]:
     counter("worker_idle_seconds", "time of the worker thread's life without a processor", pair)
     for key, name in _BACKEND.items():
         counter(f"backend_{name}", f"backend: {BACKEND_COUNTERS[key]}", pair)
+    counter(
+        "interface_dropped_packets",
+        "packets that the kernel dropped at the TAP, by the guest's direction",
+        ["device", "direction"],
+    )
     return found
 
 

@@ -36,7 +36,8 @@ def device_statistics(device: Observed) -> dict[str, Any]:
     """What *device* has counted so far, fit for JSON.
 
     Returns:
-        `{"name": …, "backend": kind or None, "pairs": [pair, …]}`, a pair being
+        `{"name": …, "backend": kind or None, "interface_drops": {direction: packets},
+        "pairs": [pair, …]}`, a pair being
 
             {"name": …,
              "rx": ring, "tx": ring,               # rx: to the guest
@@ -58,6 +59,7 @@ def device_statistics(device: Observed) -> dict[str, Any]:
     return {
         "name": device.name,
         "backend": None if backend is None else backend.kind,
+        "interface_drops": {} if backend is None else backend.interface_drops(),
         "pairs": [
             _pair(net, net.backend_queue if backend is None else backend.queues[pair])
             for pair, net in enumerate(device.nets)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import struct
+import subprocess
 import threading
 import time
 
@@ -63,6 +66,21 @@ def test_packets_of_the_last_guest_are_discarded_and_counted(namespace, tap):
     with pytest.raises(BlockingIOError):
         os.read(tap.queues[0].poll_fd, 2000)
     wire.close()
+
+
+def test_what_the_kernel_drops_because_nobody_reads_is_counted(namespace, tap):
+    namespace.run(os.system, "ip link set tap0 txqueuelen 5")
+    namespace.up("tap0")
+    tap.set_link(True)
+    wire = namespace.packet_socket("tap0")
+    before = tap.interface_drops()["rx"]
+    for _ in range(20):
+        with contextlib.suppress(OSError):  # ENOBUFS: it was dropped
+            wire.send(b"\xff" * 60)
+    wire.close()
+    asked = ["ip", "-json", "-stats", "link", "show", "tap0"]
+    [link] = json.loads(namespace.run(subprocess.check_output, asked))
+    assert tap.interface_drops()["rx"] == link["stats64"]["tx"]["dropped"] >= before + 10
 
 
 @pytest.mark.parametrize("hdr_len", [10, 12])

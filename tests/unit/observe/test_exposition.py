@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from instance import RX, TX, Instance, OneCard
 from vhostnet.backends import open_backend
+from vhostnet.backends.backend import Backend
 from vhostnet.datapath.codes import RING_ERROR_RULES
 from vhostnet.datapath.layout import BACKEND_COUNTERS, COUNTERS, WORKER_COUNTERS
 from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
@@ -31,6 +32,7 @@ NAMES = {
     "vhostnet_backend_write_errors_total",
     "vhostnet_build_info",
     "vhostnet_devices",
+    "vhostnet_interface_dropped_packets_total",
     "vhostnet_queue_active",
     "vhostnet_queue_batch_packets_bucket",
     "vhostnet_queue_batch_packets_count",
@@ -62,6 +64,19 @@ NAMES = {
 LABELS = {"device", "queue", "direction", "reason", "cause", "rule", "le", "version"}
 
 
+class Interface(Backend):
+    """A backend of which the kernel has dropped packets."""
+
+    def interface_drops(self) -> dict[str, int]:
+        return {"rx": 3, "tx": 1}
+
+
+def card_of(instance: Instance) -> OneCard:
+    card = OneCard(instance.net)
+    card.backend = Interface([instance.queue])
+    return card
+
+
 @pytest.fixture
 def instance() -> Iterator[Instance]:
     made = Instance(coalesce=True).start()
@@ -84,7 +99,7 @@ def value(text: bytes, name: str, **labels: str) -> float:
 
 
 def test_the_names_are_those_that_were_promised(instance: Instance) -> None:
-    found = samples(exposition.render([OneCard(instance.net)]))
+    found = samples(exposition.render([card_of(instance)]))
     assert {name for name, _ in found} == NAMES
     assert {label for _, labels in found for label, _ in labels} <= LABELS
 
@@ -109,7 +124,7 @@ def test_every_counter_of_the_data_path_is_told() -> None:
 
 
 def test_counters_end_in_total_and_nothing_else_does(instance: Instance) -> None:
-    text = exposition.render([OneCard(instance.net)]).decode()
+    text = exposition.render([card_of(instance)]).decode()
     for family in text_string_to_metric_families(text):
         names = {sample.name for sample in family.samples}
         assert family.documentation
@@ -146,6 +161,14 @@ def test_values_are_those_of_the_records(instance: Instance) -> None:
     assert value(text, "vhostnet_queue_batch_packets_sum", **tx) == 3
     assert value(text, "vhostnet_queue_kick_to_used_seconds_count", **tx) == 1
     assert 0 < value(text, "vhostnet_queue_kick_to_used_seconds_sum", **tx) < 60
+
+
+def test_what_the_kernel_dropped_is_told_by_the_guests_direction(instance: Instance) -> None:
+    text = exposition.render([card_of(instance)])
+    for direction, count in (("rx", 3), ("tx", 1)):
+        name = "vhostnet_interface_dropped_packets_total"
+        assert value(text, name, device="test", direction=direction) == count
+    assert b"interface_dropped_packets_total{" not in exposition.render([OneCard(instance.net)])
 
 
 def test_many_devices_and_pairs_are_told_apart() -> None:
