@@ -5,6 +5,7 @@ from __future__ import annotations
 import configparser
 import importlib.util
 import json
+import os
 import re
 import shlex
 import shutil
@@ -23,6 +24,7 @@ from vhostnet.errors import EXIT_STATUSES
 
 ROOT = Path(__file__).parents[2]
 PACKAGING = ROOT / "packaging"
+PARSER = shutil.which("apparmor_parser", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +102,15 @@ def test_there_is_a_page_for_each_command_with_all_its_options(make_man):
         assert re.search(rf"^\.B .*{re.escape(option)}(?![\w-])", text, re.MULTILINE), option
     for heading in ("HOW IT WORKS", "EXAMPLES", "EXIT STATUS", "SIGNALS", "BACKENDS"):
         assert f".SH {heading}\n" in text
+
+
+@pytest.mark.skipif(PARSER is None, reason="needs apparmor_parser (apparmor)")
+def test_the_apparmor_profile_is_one():
+    # quiet about a kernel that has no AppArmor
+    words = [str(PARSER), "--skip-kernel-load", "--skip-cache", "--quiet"]
+    subprocess.run([*words, str(PACKAGING / "apparmor" / "vhostnet-serve")], timeout=60, check=True)
+    for name in ("vhostnet.service", "vhostnet@.service"):
+        assert unit(name)["Service"]["AppArmorProfile"] == "-vhostnet-serve"
 
 
 @pytest.mark.skipif(shutil.which("groff") is None, reason="needs groff")

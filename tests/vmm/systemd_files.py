@@ -15,6 +15,7 @@ INSTALLED = {
     "systemd/vhostnet@.socket": "/usr/lib/systemd/system/vhostnet@.socket",
     "systemd/sysusers.conf": "/usr/lib/sysusers.d/vhostnet.conf",
     "systemd/tmpfiles.conf": "/usr/lib/tmpfiles.d/vhostnet.conf",
+    "apparmor/vhostnet-serve": "/etc/apparmor.d/vhostnet-serve",
     "60-vhostnet.rules": "/usr/lib/udev/rules.d/60-vhostnet.rules",
     "50-vhostnet.json": "/usr/share/qemu/vhost-user/50-vhostnet.json",
 }
@@ -38,6 +39,14 @@ MASKED = (
     "systemd-user-sessions.service",
 )
 UNITS = "/etc/systemd/system"
+#: What is another's place in these machines: Python, and a shell as console script, in "/".
+APPARMOR = """/ r,
+/bin/busybox mrix,
+/{usr/,}bin/sh mrix,
+/opt/python/{,**} r,
+/opt/python/**.so* mr,
+/opt/python/bin/python* mrix,
+"""
 #: A card of the other unit, with a socket of its own.
 CONFIG = """[device.vm2]
 socket = "/run/vhostnet/vm2.sock"
@@ -61,6 +70,7 @@ def files(watchdog_s: int, processor: Mapping[str, str]) -> dict[str, tuple[int,
         "/etc/hostname": (0o644, "debian\n"),
         "/etc/machine-id": (0o444, f"{1:032x}\n"),
         "/etc/fstab": (0o644, ""),
+        "/etc/apparmor.d/local/vhostnet-serve": (0o644, APPARMOR),
         "/etc/vhostnet/vhostnet.toml": (0o644, CONFIG),
         f"{UNITS}/vhostnet.service.d/test.conf": (0o644, drop_in),
         f"{UNITS}/vhostnet@.service.d/test.conf": (0o644, drop_in),

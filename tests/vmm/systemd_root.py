@@ -24,7 +24,16 @@ from vhostnet.demo.tools import cache_dir, output_of, require
 from vhostnet.errors import HostError
 
 #: With their dependencies; the libraries are Python's and numpy's.
-PACKAGES = ("systemd", "udev", "base-passwd", "iproute2", "libstdc++6", "zlib1g", "libexpat1")
+PACKAGES = (
+    "systemd",
+    "udev",
+    "apparmor",
+    "base-passwd",
+    "iproute2",
+    "libstdc++6",
+    "zlib1g",
+    "libexpat1",
+)
 _NEEDED = ("numba", "llvmlite", "numpy", "prometheus_client")
 _SITE = Path(llvmlite.__file__).resolve().parents[1]
 #: Place in the machine -> place here.

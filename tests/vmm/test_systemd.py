@@ -129,6 +129,13 @@ def test_systemd_finds_nothing_wrong_with_what_is_installed(bed: Bed) -> None:
     assert bed.shell.check("stat -c '%U:%G %a' /run/vhostnet") == "vhostnet:vhostnet 755\n"
 
 
+def test_the_apparmor_profile_can_be_loaded(bed: Bed) -> None:
+    if bed.where != "machine":
+        pytest.skip("the kernel is not the machine's own")
+    bed.shell.check("apparmor_parser --add --skip-cache /etc/apparmor.d/vhostnet-serve")
+    bed.shell.check("grep 'vhostnet-serve (enforce)' /sys/kernel/security/apparmor/profiles")
+
+
 @pytest.mark.parametrize("unit", ["vhostnet.service", "vhostnet@tap0.service"])
 def test_the_units_are_as_closed_as_they_were(bed: Bed, unit: str) -> None:
     said = bed.shell.check(f"systemd-analyze security --no-pager --threshold={THRESHOLD} {unit}")
@@ -153,6 +160,9 @@ def test_a_start_is_done_when_the_daemon_is_ready(bed: Bed) -> None:
     assert bed.show(UNIT, "StatusText").startswith("1 devices")
     assert bed.show(UNIT, "ActiveState") == "active"
     assert bed.pings(GUEST)
+    if bed.where == "machine":
+        current = f"/proc/{bed.show(UNIT, 'MainPID')}/attr/current"
+        assert bed.shell.check(f"cat {current}").strip() == "vhostnet-serve (enforce)"
 
 
 def test_a_daemon_that_is_killed_is_started_again_and_the_card_is_back(bed: Bed) -> None:
@@ -175,6 +185,7 @@ def test_a_stop_ends_all_and_leaves_the_tap(bed: Bed) -> None:
     assert f"{UNIT}: Deactivated successfully." in journal
     assert bed.shell.run("test -e /run/vhostnet/tap0.sock")[0] != 0
     bed.shell.check("test -e /sys/class/net/tap0")
+    assert bed.shell.run("dmesg | grep 'apparmor=.DENIED'")[1] == ""
 
 
 @pytest.mark.usefixtures("not_emulated")
