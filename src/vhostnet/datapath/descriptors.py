@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vhostnet.native._jit import helper
+from vhostnet.native._jit import helper, hot
 from vhostnet.native.ordering import load_relaxed_i64
 from vhostnet.uapi.virtio import (
     VRING_DESC_F_INDIRECT,
@@ -38,7 +38,7 @@ SPLIT_FLAGS_SHIFT = 32
 PACKED_FLAGS_SHIFT = 48
 
 
-@helper
+@hot
 def add_buffer(
     vq: Record, mem: Any, iov: Any, at: int, n: int, addr: int, size: int, access: int
 ) -> int:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vhostnet.native._jit import family, helper, implements
+from vhostnet.native._jit import family, helper, hot, implements
 from vhostnet.native.libc_raw import copy_bytes
 
 from .codes import RING_FORBIDDEN, RING_MISS, RING_UNMAPPED
@@ -75,7 +75,7 @@ def _reach_mapped(vq: Record, hva: int, n: int, access: int) -> tuple[int, int]:
     return hva, n
 
 
-@helper
+@hot
 def translate(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[int, int]:
     """Find our address of the guest's bytes [addr, addr + size); arguments as `locate`.
 
@@ -90,7 +90,7 @@ def translate(mem: Any, vq: Record, addr: int, size: int, access: int) -> tuple[
     return reach(vq, hva, n, access)
 
 
-@implements(locate, MAPPED_REGION)
+@implements(locate, MAPPED_REGION, is_hot=True)
 def _locate_region(
     mem: Any,
     vq: Record,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from vhostnet.native._jit import helper
+from vhostnet.native._jit import helper, hot
 from vhostnet.native.libc_raw import copy_bytes
 from vhostnet.native.ordering import load_u8
 
 
-@helper
+@hot
 def iov_to_buffer(iov: Any, at: int, n: int, dst_hva: int, size: int) -> int:
     """Copy up to *size* bytes from iov[at:at + n] to *dst_hva*; returns bytes copied."""
     done = 0
@@ -22,7 +22,7 @@ def iov_to_buffer(iov: Any, at: int, n: int, dst_hva: int, size: int) -> int:
     return done
 
 
-@helper
+@hot
 def iov_from_buffer(iov: Any, at: int, n: int, src_hva: int, size: int) -> int:
     """Copy up to *size* bytes from *src_hva* into iov[at:at + n]; returns bytes copied."""
     done = 0
@@ -68,7 +68,7 @@ def iov_skip(iov: Any, at: int, n: int, size: int) -> int:
     return i
 
 
-@helper
+@hot
 def iov_to_iov(
     src: Any, at: int, n: int, skip: int, dst: Any, to: int, m: int, put: int, size: int
 ) -> int:

@@ -196,6 +196,8 @@ _SPLIT = (
     "last_avail_idx",
     # newest avail->idx seen
     "avail_idx",
+    # avail entries before this one have had their buffers asked for (look_ahead.py)
+    "fetch_idx",
     # next used entry to write, not counting done_idx
     "last_used_idx",
     *_VRING_WORKER,

@@ -49,7 +49,7 @@ def _fetch_virtual(mem: Any, vq: Record, gpa: int, need: int, access: int) -> No
     pass  # a search is more than a hint is worth
 
 
-@implements(_fetch_buffer, MAPPED_REGION)
+@implements(_fetch_buffer, MAPPED_REGION, is_hot=True)
 def _fetch_mapped(mem: Any, vq: Record, gpa: int, need: int, access: int) -> None:
     i = int(vq["last_region"])
     if i >= len(mem):
@@ -76,16 +76,22 @@ def look_ahead(vq: Record, mem: Any, need: int, access: int) -> None:
     raise NotImplementedError
 
 
-@implements(look_ahead, SPLIT_VRING)
+@implements(look_ahead, SPLIT_VRING, is_hot=True)
 def _look_ahead_split(vq: Record, mem: Any, need: int, access: int) -> None:
     last = int(vq["last_avail_idx"])
-    if ((int(vq["avail_idx"]) - last) & 0xFFFF) <= BUFFERS_AHEAD:
-        return
+    end = min((int(vq["avail_idx"]) - last) & 0xFFFF, BUFFERS_AHEAD + 1)
+    n = (int(vq["fetch_idx"]) - last) & 0xFFFF
+    if n > BUFFERS_AHEAD + 1:  # behind, or the ring has started anew
+        n = 0
     mask = int(vq["split_num"]) - 1
-    slot = (last + BUFFERS_AHEAD) & mask
-    head = load_relaxed_u16(int(vq["avail_hva"]) + VRING_AVAIL_RING + 2 * slot) & mask
-    desc_hva = int(vq["desc_hva"]) + head * VRING_DESC_SIZE
-    _fetch_buffer(mem, vq, load_relaxed_i64(desc_hva), need, access)
+    # one a call, as a rule; more where the driver has just added some to an empty ring
+    while n < end:
+        slot = (last + n) & mask
+        head = load_relaxed_u16(int(vq["avail_hva"]) + VRING_AVAIL_RING + 2 * slot) & mask
+        desc_hva = int(vq["desc_hva"]) + head * VRING_DESC_SIZE
+        _fetch_buffer(mem, vq, load_relaxed_i64(desc_hva), need, access)
+        n += 1
+    vq["fetch_idx"] = (last + n) & 0xFFFF
 
 
 @implements(look_ahead, REMOTE_VRING, REMOTE_PACKED_VRING)
@@ -93,7 +99,7 @@ def _look_ahead_remote(vq: Record, mem: Any, need: int, access: int) -> None:
     pass  # what is written goes to copies of ours
 
 
-@implements(look_ahead, PACKED_VRING)
+@implements(look_ahead, PACKED_VRING, is_hot=True)
 def _look_ahead_packed(vq: Record, mem: Any, need: int, access: int) -> None:
     pos = int(vq["avail_pos"]) + BUFFERS_AHEAD
     num = int(vq["packed_num"])

@@ -130,7 +130,8 @@ def _laps(vq: Record, pos: int) -> int:
     return pos // int(vq["packed_num"])
 
 
-@implements(get_vq_desc, PACKED_VRING, REMOTE_PACKED_VRING)
+@implements(get_vq_desc, REMOTE_PACKED_VRING)
+@implements(get_vq_desc, PACKED_VRING, is_hot=True)
 def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int, int, int]:
     num = int(vq["packed_num"])
     ring_hva = int(vq["ring_hva"])
@@ -219,7 +220,8 @@ def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:  # noqa: ARG001
     forget_ring(vq)
 
 
-@implements(add_used, PACKED_VRING, REMOTE_PACKED_VRING)
+@implements(add_used, REMOTE_PACKED_VRING)
+@implements(add_used, PACKED_VRING, is_hot=True)
 def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
     pos = int(vq["used_pos"])
     wrap = int(vq["used_wrap"])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from vhostnet.native._jit import helper
+from vhostnet.native._jit import helper, hot
 from vhostnet.native.libc_raw import copy_bytes
 from vhostnet.native.ordering import (
     load_relaxed_u16,
@@ -57,7 +57,7 @@ FILL_CHECKSUM = 1
 CUT = 2
 
 
-@helper
+@hot
 def put_frame(
     out: Record,
     regions: Any,
@@ -119,7 +119,7 @@ def put_frame(
     return 0
 
 
-@helper
+@hot
 def read_header(link: Record, frame_len: int) -> int:
     """Make the receiver's header of the private copy of the sender's.
 
@@ -214,7 +214,7 @@ def put_segments(
         at += size
 
 
-@helper
+@hot
 def forward_frame(
     vq: Record,
     out: Record,
@@ -247,19 +247,23 @@ def forward_frame(
     way = read_header(link, frame_len)
     if way < 0:
         return way, 1
-    if way == AS_IT_IS:
-        return put_frame(out, regions, link, src, 1, n, hdr_len, frame_len, dst, heads), 1
-    bounce_hva = int(link["frame_bounce_hva"])
-    iov_to_buffer(src, 1, n, bounce_hva, total)
-    # the frame may be another one by now, the header is the one that was checked
-    copy_bytes(bounce_hva, hdr_hva, hdr_len)
-    frame_hva = bounce_hva + hdr_len
-    if way == CUT:
-        return put_segments(out, regions, link, frame_hva, frame_len, src, dst, heads)
-    fill_partial_checksum(bounce_hva, hdr_len, total, 0)
-    out_hva = hdr_hva + PORT_OUT_HDR
-    store_i64(out_hva, 0)
-    store_i64(out_hva + 8, 0)
-    src[0]["iov_base"] = frame_hva
-    src[0]["iov_len"] = frame_len
-    return put_frame(out, regions, link, src, 0, 1, 0, frame_len, dst, heads), 1
+    at = 1
+    skip = hdr_len
+    if way != AS_IT_IS:
+        bounce_hva = int(link["frame_bounce_hva"])
+        iov_to_buffer(src, 1, n, bounce_hva, total)
+        # the frame may be another one by now, the header is the one that was checked
+        copy_bytes(bounce_hva, hdr_hva, hdr_len)
+        frame_hva = bounce_hva + hdr_len
+        if way == CUT:
+            return put_segments(out, regions, link, frame_hva, frame_len, src, dst, heads)
+        fill_partial_checksum(bounce_hva, hdr_len, total, 0)
+        out_hva = hdr_hva + PORT_OUT_HDR
+        store_i64(out_hva, 0)
+        store_i64(out_hva + 8, 0)
+        src[0]["iov_base"] = frame_hva
+        src[0]["iov_len"] = frame_len
+        at = 0
+        n = 1
+        skip = 0
+    return put_frame(out, regions, link, src, at, n, skip, frame_len, dst, heads), 1

@@ -154,7 +154,7 @@ def _chain_taken(vq: Record, n_descs: int) -> None:
     pass
 
 
-@implements(deliver, *_MAPPED)
+@implements(deliver, *_MAPPED, is_hot=True)
 def _deliver(vq: Record, iov: Any, n: int, src_hva: int, size: int) -> None:  # noqa: ARG001
     iov_from_buffer(iov, 0, n, src_hva, size)
 

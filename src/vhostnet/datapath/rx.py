@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from vhostnet.native._jit import helper
+from vhostnet.native._jit import helper, hot
 from vhostnet.native.ordering import load_u8, store_relaxed_u16
 from vhostnet.uapi.virtio import VNET_HDR_GSO_TYPE, VNET_HDR_NUM_BUFFERS
 
@@ -41,7 +41,7 @@ def _hand_back(vq: Record, heads: Any, n: int) -> None:
     vq["chains"] += n
 
 
-@helper
+@hot
 def get_rx_bufs(vq: Record, mem: Any, iov: Any, heads: Any, need: int) -> tuple[int, int]:
     """Take as many chains as *need* bytes take: one, or several where mergeable.
 
@@ -94,7 +94,7 @@ def get_rx_bufs(vq: Record, mem: Any, iov: Any, heads: Any, need: int) -> tuple[
     return n_heads, n_iov
 
 
-@helper
+@hot
 def complete(vq: Record, heads: Any, n: int, total: int) -> None:
     """Used entries for one packet of *total* bytes in heads[:n]: each full but the last."""
     left = total

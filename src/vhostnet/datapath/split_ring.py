@@ -91,7 +91,8 @@ from .vring_ops import (
 Record = Any
 
 
-@implements(get_vq_desc, SPLIT_VRING, REMOTE_VRING)
+@implements(get_vq_desc, REMOTE_VRING)
+@implements(get_vq_desc, SPLIT_VRING, is_hot=True)
 def _get_vq_desc(vq: Record, mem: Any, iov: Any, at: int) -> tuple[int, int, int, int, int]:
     num = int(vq["split_num"])
     last = int(vq["last_avail_idx"])
@@ -176,7 +177,8 @@ def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:  # noqa: ARG001
     forget_ring(vq)
 
 
-@implements(add_used, SPLIT_VRING, REMOTE_VRING)
+@implements(add_used, REMOTE_VRING)
+@implements(add_used, SPLIT_VRING, is_hot=True)
 def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:  # noqa: ARG001
     ahead = 0 if vq["one_used_a_batch"] else int(vq["done_idx"])
     slot = (int(vq["last_used_idx"]) + ahead) & (int(vq["split_num"]) - 1)

@@ -26,7 +26,7 @@ Record = Any
 EMSGSIZE = errno.EMSGSIZE
 
 
-@implements(backend_send, GEN)
+@implements(backend_send, GEN, is_hot=True)
 def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
     if total > int(bk["gen_sink_size"]):
         return -EMSGSIZE
@@ -34,7 +34,7 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
     return 0
 
 
-@implements(backend_peek, GEN)
+@implements(backend_peek, GEN, is_hot=True)
 def _peek(bk: Record) -> tuple[int, int]:
     # the frame stands behind room for the longest header; the header in use ends at it
     return int(bk["frame_hva"]) - int(bk["gen_hdr_len"]), int(bk["gen_hdr_len"]) + int(
@@ -42,7 +42,7 @@ def _peek(bk: Record) -> tuple[int, int]:
     )
 
 
-@implements(backend_consume, GEN)
+@implements(backend_consume, GEN, is_hot=True)
 def _consume(bk: Record) -> None:
     if int(bk["n_lens"]) > 1:
         at = int(bk["len_pos"]) + 1

@@ -39,7 +39,7 @@ def _skip_to_record(bk: Record) -> int:
     return -1
 
 
-@implements(backend_send, LOOP)
+@implements(backend_send, LOOP, is_hot=True)
 def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
     size = int(bk["fifo_size"])
     record = 8 + ((total + 7) & ~7)
@@ -62,7 +62,7 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
     return 0
 
 
-@implements(backend_peek, LOOP)
+@implements(backend_peek, LOOP, is_hot=True)
 def _peek(bk: Record) -> tuple[int, int]:
     offset = _skip_to_record(bk)
     if offset < 0:
@@ -71,7 +71,7 @@ def _peek(bk: Record) -> tuple[int, int]:
     return hva + 8, load_relaxed_i64(hva)
 
 
-@implements(backend_consume, LOOP)
+@implements(backend_consume, LOOP, is_hot=True)
 def _consume(bk: Record) -> None:
     offset = _skip_to_record(bk)
     total = load_relaxed_i64(int(bk["fifo_hva"]) + offset)

@@ -35,7 +35,7 @@ def weighted_sum(hva: int, size: int) -> int:
     return total
 
 
-@implements(backend_send, NULL)
+@implements(backend_send, NULL, is_hot=True)
 def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
     if total > HOLD_SIZE:
         return -EMSGSIZE
@@ -51,12 +51,12 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
     return 0
 
 
-@implements(backend_peek, NULL)
+@implements(backend_peek, NULL, is_hot=True)
 def _peek(bk: Record) -> tuple[int, int]:
     return 0, 0
 
 
-@implements(backend_consume, NULL)
+@implements(backend_consume, NULL, is_hot=True)
 def _consume(bk: Record) -> None:
     pass
 

@@ -84,6 +84,8 @@ _config.CACHE_DIR = str(CACHE_DIR)
 #: Kernels allocate nothing, and Python holds what they are given while they run.  Without counting
 #: references (two atomic operations a call with an array) 64-byte packets are 1.3 times as fast.
 _KERNEL: Any = {"nogil": True, "cache": True, "boundscheck": None, "_nrt": False}
+_HELPER: Any = {"_nrt": False}
+_HOT: Any = {"_nrt": False, "forceinline": True}
 
 
 def kernel(fn: Callable[P, R]) -> Callable[P, R]:
@@ -95,7 +97,17 @@ def kernel(fn: Callable[P, R]) -> Callable[P, R]:
 
 def helper(fn: Callable[P, R]) -> Callable[P, R]:
     """Let kernels call *fn*: it becomes part of their machine code, with no cache entry."""
-    callable_from_kernels: Callable[P, R] = register_jitable(_nrt=False)(fn)
+    callable_from_kernels: Callable[P, R] = register_jitable(**_HELPER)(fn)
+    return callable_from_kernels
+
+
+def hot(fn: Callable[P, R]) -> Callable[P, R]:
+    """As `helper`, for what runs once a packet or more often: always inlined.
+
+    The compiler by itself calls all but the smallest functions, and an array is seven words of
+    arguments: on the way of a 64-byte packet that was half of the time.
+    """
+    callable_from_kernels: Callable[P, R] = register_jitable(**_HOT)(fn)
     return callable_from_kernels
 
 
@@ -105,23 +117,21 @@ class Family:
     def __init__(self, name: str) -> None:
         self.name = name
         self.bodies: dict[np.dtype[Any], Callable[..., Any]] = {}
+        self.hot: set[np.dtype[Any]] = set()
 
-    def body(self, dtype: np.dtype[Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    def add(self, dtype: np.dtype[Any], fn: Callable[..., Any], *, is_hot: bool) -> None:
         """Register a plain function as the body for records of *dtype*."""
+        if dtype in self.bodies:
+            raise ValueError(f"{self.name} has a body for this record already")
+        self.bodies[dtype] = fn
+        if is_hot:
+            self.hot.add(dtype)
 
-        def register(fn: Callable[P, R]) -> Callable[P, R]:
-            if dtype in self.bodies:
-                raise ValueError(f"{self.name} has a body for this record already")
-            self.bodies[dtype] = fn
-            return fn
-
-        return register
-
-    def for_numba(self, first: Any) -> Callable[..., Any] | None:
+    def for_numba(self, first: Any, *, is_hot: bool) -> Callable[..., Any] | None:
         """The body for a Numba type, or None (Numba then reports a typing error)."""
         record = first.dtype if isinstance(first, types.Array) else first
         for dtype, fn in self.bodies.items():
-            if numba.from_dtype(dtype) == record:
+            if numba.from_dtype(dtype) == record and (dtype in self.hot) == is_hot:
                 return fn
         return None
 
@@ -129,8 +139,7 @@ class Family:
 def family(stub: Callable[P, R]) -> Callable[P, R]:
     """Turn *stub* (a documented signature) into a name whose body the first record chooses.
 
-    Bodies are added with `@implements(stub, DTYPE)`; they are inlined into the caller's
-    machine code like any other Numba function.
+    Bodies are added with `@implements(stub, DTYPE)`.
     """
     members = Family(stub.__name__)
 
@@ -141,22 +150,29 @@ def family(stub: Callable[P, R]) -> Callable[P, R]:
     choose.family = members  # type: ignore[attr-defined]
 
     def resolve(*args):  # type: ignore[no-untyped-def]
-        return members.for_numba(args[0])
+        return members.for_numba(args[0], is_hot=False)
 
-    uncounted: Any = {"_nrt": False}
-    overload(choose, strict=False, jit_options=uncounted)(resolve)
+    def resolve_hot(*args):  # type: ignore[no-untyped-def]
+        return members.for_numba(args[0], is_hot=True)
+
+    overload(choose, strict=False, jit_options=_HELPER)(resolve)
+    overload(choose, strict=False, jit_options=_HOT)(resolve_hot)
     return choose  # type: ignore[return-value]
 
 
 def implements(
-    name: Callable[..., Any], *dtypes: np.dtype[Any]
+    name: Callable[..., Any], *dtypes: np.dtype[Any], is_hot: bool = False
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Register the decorated function as *name*'s body for records of any of *dtypes*."""
+    """Register the decorated function as *name*'s body for records of any of *dtypes*.
+
+    Args:
+        is_hot: it is compiled as a `hot` function is, else as a `helper`.
+    """
     members: Family = name.family  # type: ignore[attr-defined]
 
     def register(fn: Callable[P, R]) -> Callable[P, R]:
         for dtype in dtypes:
-            members.body(dtype)(fn)
+            members.add(dtype, fn, is_hot=is_hot)
         return fn
 
     return register
