@@ -9,8 +9,8 @@ import ctypes
 import os
 import sys
 
+from vhostnet.confinement.bpf import Assembler
 from vhostnet.frontdoors.seccomp import abi
-from vhostnet.frontdoors.seccomp.bpf import Assembler
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _SECCOMP_MODE_FILTER = 38, 22, 2
 _RET_ERRNO = 0x00050000

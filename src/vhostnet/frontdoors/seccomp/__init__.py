@@ -11,7 +11,7 @@ end sees the last close; and the messages that a driver of ours would give to re
 so read, poll and epoll wait for them by themselves.
 
     abi           numbers and structs: seccomp, system calls, stat
-    bpf           an assembler for filters; `filter` is the one of this door
+    filter        which calls come to us, an assembled filter (`confinement.bpf`)
     listener_raw  installing it, and receiving and answering calls
     node          the device's node: which path it has, what stat says of it
     open_file     one open file: the socket pair and its `VhostFile`

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import os
 
+from vhostnet.confinement.bpf import Assembler
+
 from .abi import (
     AT_EMPTY_PATH,
     DATA_ARCH,
@@ -24,7 +26,6 @@ from .abi import (
     X86_64,
     Architecture,
 )
-from .bpf import Assembler
 
 VHOST_VIRTIO = 0xAF
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import struct
 
 import pytest
 
+from bpf_machine import verdict
+from vhostnet.confinement.bpf import Assembler
 from vhostnet.errors import HostError
 from vhostnet.frontdoors.seccomp import abi
-from vhostnet.frontdoors.seccomp.bpf import Assembler
 from vhostnet.frontdoors.seccomp.filter import program
 from vhostnet.frontdoors.seccomp.path_calls import ARGUMENTS
 
@@ -18,29 +18,6 @@ I386 = 0x40000003
 AT_FDCWD = -100 & 0xFFFFFFFFFFFFFFFF
 HIGH = 0xDEAD << 32
 TRAP, GO_ON = True, False
-
-
-def verdict(code: bytes, nr: int, args: tuple[int, ...] = (), audit: int = 0) -> int:
-    """What the filter says: classic BPF, as far as it is used."""
-    words = [*args, 0, 0, 0, 0, 0, 0][:6]
-    data = struct.pack("=IIQ6Q", nr, audit, 0x7FFF00001000, *words)
-    steps = [struct.unpack_from("=HBBI", code, at) for at in range(0, len(code), 8)]
-    at = a = 0
-    for _ in range(len(steps)):  # there are no loops
-        op, jt, jf, k = steps[at]
-        at += 1
-        if op == 0x20:
-            (a,) = struct.unpack_from("=I", data, k)
-        elif op == 0x06:
-            return k
-        elif op == 0x54:
-            a &= k
-        elif op == 0x74:
-            a >>= k
-        else:
-            holds = {0x15: a == k, 0x35: a >= k, 0x45: bool(a & k)}[op]
-            at += jt if holds else jf
-    raise AssertionError("the filter does not end")
 
 
 @pytest.fixture(params=[abi.X86_64, abi.AARCH64], ids=lambda a: a.name)

@@ -1,0 +1,1 @@
+"""Confinement: what filters of system calls are made of."""
