@@ -8,6 +8,13 @@ from __future__ import annotations
 import contextlib
 import os
 
+from vhostnet.confinement.acts import act
+from vhostnet.confinement.policy import Policy
+from vhostnet.errors import HostError
+
+SYSCALLS = ("pread64",)
+OPENER_SYSCALLS = ("openat",)
+
 _NET_DEV = "/proc/thread-self/net/dev"
 #: More than thousands of interfaces.
 _MAX_SIZE = 1 << 20
@@ -15,21 +22,24 @@ _MAX_SIZE = 1 << 20
 _RX_DROP, _TX_DROP = 3, 11
 
 
+@act(Policy.may_count)
+def open_interface_counts() -> tuple[None, list[int]]:
+    """The file, of the network namespace that TAPs are made in; OSError."""
+    return None, [os.open(_NET_DEV, os.O_RDONLY | os.O_CLOEXEC)]
+
+
 class InterfaceDrops:
     """The counts of one interface, read as often as wanted.
 
-    The file is opened once: it stays with the network namespace that it was opened in, and can be
-    read where no file may be opened any more.
-
-    Args:
-        name: in the network namespace of the calling thread.
+    The file is opened once: it stays with the network namespace that it was opened in, which is the
+    one that TAPs are made in, and can be read where no file may be opened any more.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._fd = -1
-        with contextlib.suppress(OSError):  # no /proc: then there are no counts
-            self._fd = os.open(_NET_DEV, os.O_RDONLY | os.O_CLOEXEC)
+        with contextlib.suppress(OSError, HostError):  # no /proc: then there are no counts
+            [self._fd] = open_interface_counts()[1]
 
     def read(self) -> dict[str, int]:
         """Packets by direction as the guest sees it; {} if there is no such interface."""

@@ -50,7 +50,6 @@ from vhostnet.uapi.tun import (
     TUN_F_USO6,
     TUNGETIFF,
     TUNSETCARRIER,
-    TUNSETIFF,
     TUNSETOFFLOAD,
     TUNSETQUEUE,
     TUNSETVNETHDRSZ,
@@ -75,10 +74,11 @@ from vhostnet.uapi.virtio import (
 
 from .backend import Backend, BackendQueue
 from .interface_drops import InterfaceDrops
+from .tap_queue import open_tap_queue
 
 log = logging.getLogger("vhostnet.tap")
 
-_TUN = "/dev/net/tun"
+IOCTLS = (TUNGETIFF, TUNSETCARRIER, TUNSETOFFLOAD, TUNSETQUEUE, TUNSETVNETHDRSZ)
 _IFREQ = struct.Struct(f"={IFNAMSIZ}sH")
 #: A TAP's queue is as long as its txqueuelen; this bounds what is thrown away at a time.
 _DISCARD_MAX = 65536
@@ -184,8 +184,7 @@ class TapBackend(Backend):
         flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | (IFF_MULTI_QUEUE if multi_queue else 0)
         try:
             for _ in range(queue_pairs):
-                fds.append(_open_tun())
-                _set_interface(fds[-1], name, flags)
+                fds += open_tap_queue(name, flags)[1]
             made = cls(name, fds, multi_queue, fill_checksums, coalesce)
         except BaseException:
             for fd in fds:
@@ -328,32 +327,3 @@ class TapBackend(Backend):
             raise HostError(f"TAP {self.name}: TUNSETVNETHDRSZ: {e.strerror}", e.errno or 0) from e
         for queue in self.queues:  # one size for the whole interface
             queue.record[0]["tap_hdr_len"] = hdr_len
-
-
-def _open_tun() -> int:
-    try:
-        return os.open(_TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as e:
-        what = {
-            errno.ENOENT: "it does not exist: load the tun module, or give the container "
-            "--device /dev/net/tun",
-            errno.EACCES: "permission denied: open it to your group, or use tap-fd:N",
-            errno.EPERM: "not permitted here: give the container --device /dev/net/tun",
-        }.get(e.errno or 0, e.strerror)
-        raise HostError(f"{_TUN}: {what}", e.errno or 0) from e
-
-
-def _set_interface(fd: int, name: str, flags: int) -> None:
-    request = _IFREQ.pack(name.encode(), flags).ljust(IFREQ_SIZE, b"\0")
-    try:
-        fcntl.ioctl(fd, TUNSETIFF, request)
-    except OSError as e:
-        what = {
-            errno.EPERM: "not permitted: run as root, or let its owner create it with "
-            f"'ip tuntap add dev {name} mode tap user $USER vnet_hdr'",
-            errno.EBUSY: "is in use by another program",
-            errno.EINVAL: "exists with other flags (not a TAP, or multi_queue on one side "
-            "only: it must match --queue-pairs)",
-            errno.E2BIG: "has no more queues to give",
-        }.get(e.errno or 0, e.strerror)
-        raise HostError(f"TAP {name}: {what}", e.errno or 0) from e

@@ -5,6 +5,7 @@ It is loaded when a filter is asked for; nothing else here needs it.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from typing import Any
 
@@ -54,6 +55,12 @@ def compile_filter(text: str) -> Any:
         return result
     finally:
         pcap.pcap_close(handle)
+
+
+def load_libpcap() -> None:
+    """Have libpcap, if it is there, for filters that come later."""
+    with contextlib.suppress(HostError):
+        _libpcap()
 
 
 def _libpcap() -> Any:

@@ -5,10 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from vhostnet.confinement.acts import act
+from vhostnet.confinement.policy import Policy
 from vhostnet.errors import HostError, UsageError
 
+OPENER_SYSCALLS = ("openat",)
 STDOUT = "-"
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+
+
+@act(Policy.may_capture)
+def open_capture(path: str) -> tuple[None, list[int]]:
+    """A file for a capture, made anew; OSError, ENXIO for a pipe that nobody reads."""
+    fd = os.open(path, _FLAGS | os.O_NONBLOCK, 0o600)
+    os.set_blocking(fd, True)
+    return None, [fd]
 
 
 class Sink:
@@ -40,7 +51,7 @@ class Sink:
         self._size = 0
         self.files = 1
         try:
-            self._fd = os.dup(1) if path == STDOUT else os.open(path, _FLAGS, 0o600)
+            self._fd = os.dup(1) if path == STDOUT else open_capture(path)[1][0]
             self.write(b"")  # a reader of "-" knows at once what it is
         except OSError as e:
             raise HostError(f"{path}: {e.strerror}", e.errno or 0) from e
@@ -51,7 +62,7 @@ class Sink:
             self._put(self._ending())
             os.close(self._fd)
             self._fd = -1
-            self._fd = os.open(f"{self._path}.{self.files}", _FLAGS, 0o600)
+            self._fd = open_capture(f"{self._path}.{self.files}")[1][0]
             self.files += 1
             self._size = 0
         if not self._size:

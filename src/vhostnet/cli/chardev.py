@@ -15,7 +15,7 @@ from typing import Any
 
 from vhostnet.cli import logs
 from vhostnet.cli.control_socket import check_control, control_socket, listen
-from vhostnet.cli.daemon_setup import leaving_at_once, warm
+from vhostnet.cli.daemon_setup import leaving_at_once, not_confined, warm
 from vhostnet.cli.observing import MetricsDoor, observed
 from vhostnet.cli.option_kinds import Group, Mode, NodeName, Switch
 from vhostnet.cli.options import (
@@ -132,6 +132,7 @@ def main(args: argparse.Namespace) -> int:
         from vhostnet.native import lost_memory_raw
 
         packed_rings = settings["packed-rings"]
+        not_confined("chardev")
         warm(set(catalogue.kernels_for_character_device(packed_rings=packed_rings)), "tap")
         memory_alarm = lost_memory_raw.install()
         _as_many_descriptors_as_we_may()

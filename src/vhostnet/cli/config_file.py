@@ -12,18 +12,20 @@ where it is no TOML at all there is one.
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from vhostnet.cli import toml_lines
 from vhostnet.cli.device_options import conflicts_between, conflicts_within, make_device
 from vhostnet.cli.option_kinds import Name, WrongValue, shown
 from vhostnet.cli.options import DAEMON_OPTIONS, DEVICE_OPTIONS, Option
 from vhostnet.cli.parser import nearest
-from vhostnet.errors import ConfigError
+from vhostnet.confinement.acts import act
+from vhostnet.confinement.policy import Policy
+from vhostnet.errors import ConfigError, HostError
 from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
 
 DEVICE = "device"
@@ -51,8 +53,11 @@ class ConfigFile:
 def read_config(path: str) -> ConfigFile:
     """Read and check a file; ConfigError with all that is wrong."""
     try:
-        with Path(path).open("rb") as file:
+        _, [fd] = open_config(path)
+        with open(fd, "rb") as file:
             raw = file.read(MAX_SIZE + 1)
+    except HostError as error:
+        raise ConfigError([str(error)]) from None
     except OSError as error:
         raise ConfigError([f"{path}: {error.strerror}"]) from None
     except ValueError as error:  # a zero byte in the path
@@ -64,6 +69,12 @@ def read_config(path: str) -> ConfigFile:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError([f"{path}:{line}: is not UTF-8"]) from None
+
+
+@act(Policy.may_read_config, Policy.has_read_config)
+def open_config(path: str) -> tuple[None, list[int]]:
+    """The file, for reading; OSError."""
+    return None, [os.open(path, os.O_RDONLY | os.O_CLOEXEC)]
 
 
 def parse_config(path: str, text: str) -> ConfigFile:

@@ -137,8 +137,19 @@ def _stats_of_one(device: Mapping[str, Any]) -> list[str]:
     return lines or ["(nothing has moved yet)"]
 
 
+def _sandbox(_given: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
+    why = f" ({answer['why']})" if "why" in answer else ""
+    return [
+        f"sandbox: {answer['sandbox']}{why}",
+        *(table(answer["stages"]) if answer["stages"] else []),
+        *("", "the kernel says:", *(f"  {line}" for line in pairs(answer["kernel"]))),
+        *("", "tried just now:", *(f"  {line}" for line in pairs(answer["attempts"]))),
+    ]
+
+
 _VIEWS: dict[str, Callable[[Mapping[str, Any], Any], list[str]]] = {
     "query-commands": _commands,
     "query-memory": _memory,
+    "query-sandbox": _sandbox,
     "query-stats": _stats,
 }

@@ -10,12 +10,20 @@ import logging
 import signal
 from collections.abc import Iterable, Iterator
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from vhostnet.backends import backend_kind
+from vhostnet.confinement import seal
 from vhostnet.errors import EXIT_OK
 from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
 
+if TYPE_CHECKING:
+    from vhostnet.datapath.catalogue import KernelSpec
+
 logger = logging.getLogger("vhostnet")
+
+#: Kernels that this process has.
+_loaded: set[str] = set()
 
 
 def kernels_of(devices: Iterable[DeviceOptions]) -> set[str]:
@@ -37,12 +45,64 @@ def warm(names: set[str], what_for: str) -> None:
     if not catalogue.is_warm(names):
         logger.info("compiling the data path for %s (once; some seconds)", what_for)
     report = catalogue.warm(names, lambda _name, _seconds: None)
+    _loaded.update(names)
     logger.info(
         "data path ready: %d kernels compiled, %d loaded, %.1f s",
         report.compiled,
         report.loaded,
         report.seconds,
     )
+
+
+def load_for_later() -> None:
+    """Load all that devices which are added later can need, as far as it is compiled already."""
+    from vhostnet.datapath import catalogue
+
+    wanted = {
+        name
+        for kind in ("tap", "coalescing-tap", "null", "loop", "gen")
+        for name in catalogue.kernels_for(kind, iommu=True)
+    }
+    there = {
+        spec.name
+        for spec in catalogue.list_kernels()
+        if spec.name in wanted - _loaded and _is_in_cache(spec)
+    }
+    catalogue.warm(there)
+    _loaded.update(there)
+
+
+def _is_in_cache(spec: KernelSpec) -> bool:
+    """Whether loading it takes no compiler; Numba itself does not tell (0.68)."""
+    from vhostnet.native._jit import JIT_ENABLED
+
+    if not JIT_ENABLED:
+        return True
+    dispatcher = spec.dispatcher
+    cache = dispatcher._cache
+    key = cache._index_key(spec.signature, dispatcher.targetctx.codegen())
+    try:
+        return cache._cache_file.load(key) is not None
+    except Exception:
+        return False
+
+
+def load(names: set[str]) -> bool:
+    """Have these kernels now, if that takes no compiler; whether it does not."""
+    from vhostnet.datapath import catalogue
+
+    if not names <= _loaded:
+        if seal.is_sealed() or not catalogue.is_warm(names):
+            return False
+        catalogue.warm(names)
+        _loaded.update(names)
+    return True
+
+
+def not_confined(door: str) -> None:
+    """Say that this front door has no sandbox (docs/confinement.md says why)."""
+    seal.not_sealed(f"vhostnet {door} is not confined")
+    logger.info("sandbox: none (vhostnet %s is not confined)", door)
 
 
 @contextlib.contextmanager

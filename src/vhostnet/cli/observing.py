@@ -35,6 +35,11 @@ class MetricsDoor:
             with naming("--metrics"):
                 self._listening = listen(address)
 
+    def close(self) -> None:
+        """Stop listening.  Harmless the second time."""
+        if self._listening is not None:
+            self._listening[1]()
+
     @contextlib.contextmanager
     def answering(self, loop: Loop, devices: Callable[[], Iterable[Observed]]) -> Iterator[None]:
         """Answer for the length of the block, then stop listening.

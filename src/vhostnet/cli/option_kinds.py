@@ -132,6 +132,25 @@ class SocketPath:
 
 
 @dataclass(frozen=True, slots=True)
+class Directories:
+    """Some folders; the value is their absolute paths."""
+
+    metavar: str = "DIR[,DIR...]"
+
+    def from_text(self, text: str) -> tuple[str, ...]:
+        found = tuple(os.path.abspath(part) for part in text.split(",") if part)
+        if not found:
+            raise WrongValue(f"{text!r} is not a list of folders such as /run/vms,/var/tmp")
+        for path in found:
+            if not os.path.isdir(path):
+                raise WrongValue(f"{path} is not a folder")
+        return found
+
+    def from_toml(self, value: object) -> tuple[str, ...]:
+        return self.from_text(text_of(value, "/run/vms,/var/tmp"))
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """A group of this host, by name or number; the value is its number."""
 

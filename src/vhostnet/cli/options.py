@@ -18,6 +18,7 @@ from vhostnet.cli.option_kinds import (
     Backend,
     Choice,
     Cpus,
+    Directories,
     Group,
     Kind,
     LogLevels,
@@ -30,6 +31,7 @@ from vhostnet.cli.option_kinds import (
     Switch,
     Text,
 )
+from vhostnet.confinement.seal import AUTO, MODES
 from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
 from vhostnet.errors import UsageError
 
@@ -319,6 +321,22 @@ CONFIG = Option(
     in_file=False,
 )
 
+SANDBOX = Option(
+    "sandbox",
+    Choice(MODES, "MODE"),
+    "what the daemon gives up before front-ends may connect: all that this host has (auto), the "
+    "same and an error if a part is not to be had (required), nothing (none) (default: auto)",
+    HOW,
+    default=AUTO,
+)
+SANDBOX_DIRS = Option(
+    "sandbox-dirs",
+    Directories(),
+    "where clients of --control may have sockets and captures made, and sockets connected to, in "
+    "the sandbox (default: made where the daemon's sockets and --pcap are, /tmp and /var/tmp)",
+    HOW,
+)
+
 #: What holds for the whole daemon of `vhostnet serve`.
 DAEMON_OPTIONS = (
     CONFIG,
@@ -330,6 +348,8 @@ DAEMON_OPTIONS = (
     *log_options(),
     trace_option("the vhost-user conversation (`vhostnet replay` says it again)"),
     *PCAP_OPTIONS,
+    SANDBOX,
+    SANDBOX_DIRS,
 )
 
 #: What --device knows.

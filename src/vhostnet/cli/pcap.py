@@ -6,16 +6,19 @@ What imports numba is imported in functions.
 from __future__ import annotations
 
 import contextlib
+import errno
+import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from vhostnet.cli.options import PCAP_OPTIONS
-from vhostnet.errors import UsageError, naming
+from vhostnet.errors import HostError, UsageError, naming
 
 if TYPE_CHECKING:
     from vhostnet.capture.capture import Capture
 
 _MIB = 1 << 20
+READER_S = 0.1
 
 
 def check_pcap(settings: Mapping[str, Any]) -> None:
@@ -40,7 +43,13 @@ def start_pcap(settings: Mapping[str, Any]) -> Capture | None:
         settings["pcap-rotate"] * _MIB,
     )
     with naming("--pcap"):
-        return running.start(options)
+        while True:
+            try:
+                return running.start(options)
+            except HostError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                time.sleep(READER_S)  # a pipe: its reader comes after us
 
 
 @contextlib.contextmanager

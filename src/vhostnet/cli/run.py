@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostnet.cli import logs
 from vhostnet.cli.control_socket import check_control, control_socket, listen
-from vhostnet.cli.daemon_setup import warm
+from vhostnet.cli.daemon_setup import not_confined, warm
 from vhostnet.cli.observing import MetricsDoor, observed
 from vhostnet.cli.options import (
     CONTROL,
@@ -130,6 +130,7 @@ def _load(settings: Mapping[str, Any], log_fd: int, trace: TraceFile | None) -> 
     from vhostnet.native import lost_memory_raw
 
     packed_rings = settings["packed-rings"]
+    not_confined("run")
     names = set(catalogue.kernels_for_character_device(packed_rings=packed_rings))
     if not catalogue.is_warm(names) and not logger.isEnabledFor(logging.INFO):
         logger.warning("compiling the data path (once; some seconds)")

@@ -14,7 +14,7 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vhostnet.backends import backend_kind
+from vhostnet.backends import backend_kind, check_spec
 from vhostnet.cli import logs
 from vhostnet.cli.activation import (
     Offered,
@@ -41,6 +41,7 @@ from vhostnet.cli.options import (
 from vhostnet.cli.pcap import check_pcap, ending_pcap, start_pcap
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
 from vhostnet.cli.reload import Reload
+from vhostnet.cli.sandbox import Sandbox, policy_of, sandboxed
 from vhostnet.cli.served_devices import (
     ServeDaemon,
     check_permitted,
@@ -132,7 +133,16 @@ def main(args: argparse.Namespace) -> int:
     check_pcap(settings)
     if settings["trace"] is not None:
         options = dataclasses.replace(options, trace=TraceFile(settings["trace"]))
-    with leaving_at_once():
+    with (
+        leaving_at_once(),
+        sandboxed(
+            settings,
+            args.config,
+            wanted_devices,
+            lambda: policy_of(*_understand(args, offered), args.config),
+            _inherited(settings, wanted_devices, listeners),
+        ) as sandbox,
+    ):
         from vhostnet.native import lost_memory_raw
 
         for device in options.devices:
@@ -142,8 +152,13 @@ def main(args: argparse.Namespace) -> int:
         kinds = {backend_kind(device.backend, device.coalesce) for device in options.devices}
         warm(kernels_of(options.devices), ", ".join(sorted(kinds)))
         memory_alarm = lost_memory_raw.install()
-        start_pcap(settings)
-        with contextlib.closing(Loop()) as loop, ending_pcap():
+        with (
+            contextlib.closing(MetricsDoor(settings["metrics"])) as metrics,
+            ending_pcap(),
+            contextlib.closing(Loop()) as loop,
+        ):
+            sandbox.close_doors()
+            start_pcap(settings)
             devices = [
                 make_device(loop, wanted, backend)
                 for backend, wanted in zip(backends, options.devices, strict=True)
@@ -156,7 +171,9 @@ def main(args: argparse.Namespace) -> int:
                 devices,
                 lambda: tell_ready(settings["ready-fd"]),
                 memory_alarm=memory_alarm,
-                serving=lambda cards: _beside(loop, args, offered, settings, cards),
+                serving=lambda cards: _beside(
+                    loop, args, offered, settings, cards, metrics, sandbox
+                ),
             )
 
 
@@ -167,6 +184,8 @@ def _beside(
     offered: Sequence[Offered],
     settings: Mapping[str, Any],
     cards: ServedCards,
+    metrics: MetricsDoor,
+    sandbox: Sandbox,
 ) -> Iterator[None]:
     """What there is beside the devices: control socket, reload, service manager."""
     daemon = ServeDaemon(loop, cards)
@@ -175,7 +194,8 @@ def _beside(
         loop.on_each_signal(signal.SIGHUP, reload)
     with contextlib.ExitStack() as undo:
         undo.enter_context(control_socket(loop, listen(settings["control"]), lambda: daemon))
-        undo.enter_context(observed(loop, daemon.cards, MetricsDoor(settings["metrics"])))
+        undo.enter_context(observed(loop, daemon.cards, metrics))
+        undo.enter_context(sandbox.watched(loop))
         undo.enter_context(status_lines(loop, daemon.occupancy))
         within_s = watchdog_s(os.environ)
         if within_s is not None:
@@ -209,6 +229,19 @@ def _understand(
         )
     defaults: dict[str, Any] = {option.key: option.default for option in DAEMON_OPTIONS}
     return {**defaults, **config.settings, **given_of(args, DAEMON_OPTIONS)}, config.devices
+
+
+def _inherited(
+    settings: Mapping[str, Any], devices: Sequence[DeviceOptions], listeners: Mapping[str, int]
+) -> set[int]:
+    """Descriptors that the options speak of."""
+    wanted = {*listeners.values()}
+    wanted |= {fd for fd in (settings["ready-fd"], *(d.fd for d in devices)) if fd is not None}
+    for device in devices:
+        kind, argument = check_spec(device.backend)
+        if kind == "tap-fd":
+            wanted |= {int(number) for number in argument.split("+")}
+    return wanted
 
 
 def _daemon_options(

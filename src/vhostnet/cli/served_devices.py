@@ -9,11 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from vhostnet.backends import backend_kind, open_backend
-from vhostnet.cli.daemon_setup import kernels_of
+from vhostnet.cli.daemon_setup import kernels_of, load
 from vhostnet.cli.device_options import conflicts_between, conflicts_within
 from vhostnet.cli.device_options import make_device as make_options
 from vhostnet.cli.option_kinds import WrongValue
 from vhostnet.cli.options import DEVICE_KEYS
+from vhostnet.confinement import seal
 from vhostnet.control.daemon import Card
 from vhostnet.errors import HostError, UsageError, naming
 from vhostnet.events import tell
@@ -145,15 +146,12 @@ class ServeDaemon:
 
 
 def _load(wanted: DeviceOptions) -> None:
-    from vhostnet.datapath import catalogue
-
-    names = kernels_of([wanted])
-    if not catalogue.is_warm(names):
+    if not load(kernels_of([wanted])):
+        when = "and restart the daemon" if seal.is_sealed() else "first"
         raise HostError(
             f"backend={wanted.backend}: its data path is not compiled yet, which takes longer than "
-            "the other devices can wait: run `vhostnet warm` first"
+            f"the other devices can wait: run `vhostnet warm` {when}"
         )
-    catalogue.warm(names)
 
 
 def _card(card: ServedCard) -> Card:

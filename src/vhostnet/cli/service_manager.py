@@ -22,18 +22,58 @@ log = logging.getLogger("vhostnet")
 PINGS = 4
 
 
+SYSCALLS = ("sendto",)
+
+
+class _Connection:
+    """To the service manager; kept, since a sealed process can make none."""
+
+    def __init__(self) -> None:
+        self._address = ""
+        self._socket: socket.socket | None = None
+
+    def open(self, address: str) -> None:
+        """Connect; OSError."""
+        if self._socket is not None and self._address == address:
+            return
+        self.close()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._address, self._socket = address, sock
+        # A leading "@" is the abstract name space.
+        sock.connect("\0" + address[1:] if address[0] == "@" else address)
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def send(self, message: bytes) -> None:
+        """Send it; OSError."""
+        if self._socket is not None:
+            self._socket.send(message)
+
+
+_connection = _Connection()
+
+
+def connect() -> None:
+    """Connect to the service manager, if it asked for it, while that is possible."""
+    notify()
+
+
 def notify(*lines: str) -> None:
     """Send lines such as "READY=1"; whoever does not listen any more is no reason not to serve."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return
-    with (
-        contextlib.suppress(OSError),
-        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as sock,
-    ):
-        # A leading "@" is the abstract name space.
-        where = "\0" + address[1:] if address[0] == "@" else address
-        sock.sendto("\n".join(lines).encode() + b"\n", where)
+    try:
+        _connection.open(address)
+        if lines:
+            _connection.send("\n".join(lines).encode() + b"\n")
+    except BlockingIOError:
+        return  # it is busy; the next line is newer
+    except OSError:
+        _connection.close()
 
 
 def reloading() -> None:

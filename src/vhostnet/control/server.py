@@ -29,12 +29,15 @@ from typing import Any
 from vhostnet import __version__, events
 from vhostnet.frontdoors.acceptor import Acceptor
 from vhostnet.frontdoors.event_loop import READABLE, WRITABLE, Loop
-from vhostnet.frontdoors.listening_socket import ListeningSocket, peer_pid
+from vhostnet.frontdoors.listening_socket import ListeningSocket
 from vhostnet.frontdoors.peer_log import PeerLog
+from vhostnet.frontdoors.unix_sockets import peer_pid
 from vhostnet.protocol.qmp_session import QmpSession
 
 from .daemon import Daemon
 from .registry import Command, execute
+
+SYSCALLS = ("eventfd2", "recvfrom", "sendto", "getsockopt", "getsockname")
 
 logger = logging.getLogger("vhostnet")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from vhostnet import events
 
-from . import captures, changes, inspect, queries
+from . import captures, changes, inspect, queries, sandbox
 from .daemon import Daemon
 from .registry import Argument, Command, commands_of
 
@@ -44,6 +44,7 @@ def commands(device: Sequence[Argument]) -> dict[str, Command]:
             queries.query_workers,
             queries.query_stats,
             inspect.inspect,
+            sandbox.query_sandbox,
             changes.query_log,
             changes.log_set,
             changes.device_add,

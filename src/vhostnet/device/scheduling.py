@@ -7,7 +7,11 @@ import os
 import threading
 from dataclasses import dataclass
 
+from vhostnet.confinement.acts import act
+from vhostnet.confinement.policy import Policy
 from vhostnet.errors import HostError
+
+OPENER_SYSCALLS = ("sched_setscheduler", "setpriority")
 
 #: Policy -> its number, and what its number ranges over: niceness or priority.
 POLICIES = {
@@ -36,10 +40,7 @@ class Scheduling:
 
     def apply(self, tid: int) -> None:
         """Schedule a thread of ours so; OSError if we may not."""
-        priority = self.number if self.is_real_time else 0
-        os.sched_setscheduler(tid, POLICIES[self.policy][0], os.sched_param(priority))
-        if not self.is_real_time:
-            os.setpriority(os.PRIO_PROCESS, tid, self.number)
+        schedule_thread(tid, self.policy, self.number)
 
     def check(self) -> None:
         """Try it on a thread that ends at once; HostError says what is lacking."""
@@ -61,3 +62,14 @@ class Scheduling:
 
     def __str__(self) -> str:
         return f"{self.policy}:{self.number}"
+
+
+@act(Policy.may_schedule)
+def schedule_thread(tid: int, policy: str, number: int) -> tuple[None, list[int]]:
+    """Schedule a thread of the daemon's; OSError if we may not."""
+    kind, numbers = POLICIES[policy]
+    is_real_time = min(numbers) > 0
+    os.sched_setscheduler(tid, kind, os.sched_param(number if is_real_time else 0))
+    if not is_real_time:
+        os.setpriority(os.PRIO_PROCESS, tid, number)
+    return None, []

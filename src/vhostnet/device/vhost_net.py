@@ -65,6 +65,8 @@ from .ring_formats import VringAddresses
 from .vring import VHOST_NET_VQ_RX, VHOST_NET_VQ_TX, AddressSpace, RemoteOwner, Vring
 from .worker import Worker
 
+SYSCALLS = ("readlink", "readlinkat")  # of /proc/self/fd
+
 log = logging.getLogger("vhostnet.device")
 
 _KICK_WORK = (WORK_RX_KICK, WORK_TX_KICK)

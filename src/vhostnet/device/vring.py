@@ -64,6 +64,8 @@ from .ring_formats import (
     VringAddresses,
 )
 
+SYSCALLS = ("poll", "ppoll")
+
 VHOST_NET_VQ_RX = 0
 VHOST_NET_VQ_TX = 1
 

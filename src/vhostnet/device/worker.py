@@ -40,6 +40,14 @@ from vhostnet.datapath.layout import (
 )
 from vhostnet.device.scheduling import Scheduling
 
+#: Of the thread and of the data path, which calls libc by name (native/libc_raw.py,
+#: native/libc_nowait_raw.py); what only other doors need of it is not in here.
+SYSCALLS = (
+    *("epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait", "eventfd2", "poll", "ppoll"),
+    *("read", "write", "writev", "pread64", "pwrite64", "preadv2", "pwritev2"),
+    *("recvmsg", "sendmsg", "clock_gettime", "mmap", "tgkill", "sched_setaffinity"),
+)
+
 log = logging.getLogger("vhostnet.worker")
 _PR_SET_NAME = 15
 #: Ends a blocking system call of a worker; see `Worker._wait_shaking`.

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 from .event_loop import READABLE, Loop
 
+SYSCALLS = ("accept4", "getsockopt", "getsockname")
+
 #: After accept failed for want of descriptors or memory; the socket stays readable meanwhile.
 PAUSE_S = 1.0
 

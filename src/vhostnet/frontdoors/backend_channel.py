@@ -13,6 +13,8 @@ import socket
 from vhostnet.errors import PeerError
 from vhostnet.uapi import vhost_user as vu
 
+SYSCALLS = ("recvfrom", "recvmsg", "sendto", "getsockopt", "getsockname")
+
 log = logging.getLogger("vhostnet.device")
 
 

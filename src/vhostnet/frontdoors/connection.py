@@ -31,14 +31,16 @@ from typing import Protocol
 from vhostnet.errors import EXIT_BUG, EXIT_OK, HostError, PeerError
 from vhostnet.events import tell
 from vhostnet.frontdoors.event_loop import READABLE, WRITABLE, Loop
-from vhostnet.frontdoors.listening_socket import peer_pid
 from vhostnet.frontdoors.peer_log import PeerLog
 from vhostnet.frontdoors.trace_file import TraceFile
 from vhostnet.frontdoors.traced_session import TracedSession
+from vhostnet.frontdoors.unix_sockets import peer_pid
 from vhostnet.protocol.verbs import VhostUserVerbs
 from vhostnet.protocol.vhost_user_codec import MAX_FDS, Codec
 from vhostnet.protocol.vhost_user_session import Session
 from vhostnet.protocol.vhost_user_trace import Event
+
+SYSCALLS = ("recvmsg", "sendto", "getsockopt", "getsockname")
 
 # Of replies that the peer has not read, bytes.  The longest reply is 20; QEMU waits for each.
 MAX_PENDING = 64 * 1024

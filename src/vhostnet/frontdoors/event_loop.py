@@ -20,6 +20,11 @@ import time
 from collections.abc import Callable, Iterable
 from types import FrameType
 
+SYSCALLS = (
+    *("epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait"),
+    *("socketpair", "recvfrom", "sendto"),  # signals
+)
+
 READABLE = selectors.EVENT_READ
 WRITABLE = selectors.EVENT_WRITE
 

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import grp
 import os
 import socket
-import stat
-import struct
 
+from vhostnet.confinement.acts import act
+from vhostnet.confinement.policy import Policy
 from vhostnet.errors import HostError, UsageError
 
-# sockaddr_un.sun_path has 108 bytes, the last one is the terminating zero.
-MAX_PATH_SIZE = 107
+from .unix_sockets import bind_unix, look_for_socket, remove_socket
+
+SYSCALLS = ("listen", "getsockname", "getsockopt")
 
 # Front-ends that connect while one is served wait here only until we refuse them.
 BACKLOG = 16
 
-UCRED = struct.Struct("iII")  # struct ucred { pid_t pid; uid_t uid; gid_t gid; };
-
-
-def peer_pid(sock: socket.socket) -> int | None:
-    """The process at the other end, or None if it is outside of our PID namespace."""
-    raw = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
-    pid: int = UCRED.unpack(raw)[0]
-    return pid or None
+# sockaddr_un.sun_path has 108 bytes, the last one is the terminating zero.
+MAX_PATH_SIZE = 107
 
 
 def check_path(path: str) -> None:
@@ -48,37 +42,19 @@ def check_free(path: str) -> bool:
     Raises:
         HostError: something is there that is no socket, or somebody listens on it.
     """
-    try:
-        mode = os.lstat(path).st_mode
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        raise HostError(f"{path}: {error.strerror}", error.errno or 0) from error
-    if not stat.S_ISSOCK(mode):
-        raise HostError(f"{path}: exists and is no socket; not replacing it", errno.EEXIST)
-    # A blocking connect would wait for ever behind a full backlog.
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return True
-        except BlockingIOError:
-            raise HostError(f"{path}: in use, its owner is busy", errno.EADDRINUSE) from None
-        except OSError as error:
-            raise HostError(
-                f"{path}: a socket is there, and whether it is in use can not be told: "
-                f"{error.strerror}",
-                error.errno or 0,
-            ) from error
-        # The credentials of a listening socket are those of the process that called listen.
-        owner = peer_pid(probe)
-        raise HostError(f"{path}: in use by process {owner or 'unknown'}", errno.EADDRINUSE)
+    return look_for_socket(path)[0]
 
 
 def group_id(name: str) -> int:
     """The number of a group given by name or number, or UsageError."""
+    return int(name) if name.isdecimal() else find_group(name)[0]
+
+
+@act(Policy.may_look_up)
+def find_group(name: str) -> tuple[int, list[int]]:
+    """The number of a group, or UsageError."""
     try:
-        return int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+        return grp.getgrnam(name).gr_gid, []
     except KeyError:
         raise UsageError(f"no group is called {name!r}") from None
 
@@ -97,30 +73,14 @@ class ListeningSocket:
 
     def __init__(self, path: str, mode: int, gid: int | None = None) -> None:
         self.path = path
-        # Device and inode of our file, once it exists: what `close` may remove.
-        self._inode: tuple[int, int] | None = None
         check_path(path)
-        is_stale = check_free(path)
-        self.socket = socket.socket(
-            socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-        )
-        step = "removing a stale socket"
-        try:
-            if is_stale:
-                os.unlink(path)
-            step = "making the socket"
-            self.socket.bind(path)
-            self._inode = self._stat()
-            # Between bind and listen nobody can connect: no moment with wrong permissions.
-            step = f"setting mode {mode:o}"
-            os.chmod(path, mode)
-            if gid is not None:
-                step = f"giving it to group {gid}"
-                os.chown(path, -1, gid)
-            self.socket.listen(BACKLOG)
-        except OSError as error:
-            self.close()
-            raise HostError(f"{path}: {step}: {error.strerror}", error.errno or 0) from error
+        inode, [fd] = bind_unix(path, mode, gid)
+        # Device and inode of our file: what `close` may remove.
+        self._inode: list[int] | None = inode
+        self.socket = socket.socket(fileno=fd)
+        self.socket.setblocking(False)
+        # By ourselves: a listening socket's credentials are those of who calls this.
+        self.socket.listen(BACKLOG)
 
     @classmethod
     def adopt(cls, fd: int) -> ListeningSocket:
@@ -137,10 +97,6 @@ class ListeningSocket:
         if self.socket.fileno() < 0:
             return
         self.socket.close()
-        with contextlib.suppress(OSError):
-            if self._inode is not None and self._inode == self._stat():
-                os.unlink(self.path)
-
-    def _stat(self) -> tuple[int, int]:
-        status = os.lstat(self.path)
-        return status.st_dev, status.st_ino
+        if self._inode is not None:
+            with contextlib.suppress(HostError):  # of an opener that has gone
+                remove_socket(self.path, *self._inode)

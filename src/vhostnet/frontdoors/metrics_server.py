@@ -35,6 +35,8 @@ from vhostnet.protocol.http_request import (
     response,
 )
 
+SYSCALLS = ("recvfrom", "sendto", "shutdown", "getsockopt", "getsockname")
+
 log = logging.getLogger("vhostnet.metrics")
 
 PATH = "/metrics"

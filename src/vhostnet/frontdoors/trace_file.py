@@ -14,6 +14,8 @@ from datetime import datetime
 from vhostnet.errors import HostError
 from vhostnet.protocol.vhost_user_trace import HEADING, Event, Exchange, stamp
 
+SYSCALLS = ("readlink", "readlinkat")  # of /proc/self/fd
+
 log = logging.getLogger("vhostnet")
 
 STDOUT = "-"

@@ -31,9 +31,12 @@ from vhostnet.errors import HostError, UsageError
 from vhostnet.frontdoors.acceptor import Acceptor
 from vhostnet.frontdoors.connection import Connection, SessionDevice
 from vhostnet.frontdoors.event_loop import Loop
-from vhostnet.frontdoors.listening_socket import ListeningSocket, check_path, peer_pid
+from vhostnet.frontdoors.listening_socket import ListeningSocket, check_path
 from vhostnet.frontdoors.peer_log import PeerLog
 from vhostnet.frontdoors.trace_file import TraceFile
+from vhostnet.frontdoors.unix_sockets import connect_unix, peer_pid
+
+SYSCALLS = ("getsockopt", "getsockname", "getpeername")
 
 RECONNECT_S = 1.0
 
@@ -184,19 +187,20 @@ class ConnectingDoor:
     def _connect(self) -> None:
         if self._is_closed:
             return
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            sock.connect(self._path)
-        except OSError as error:
-            sock.close()
-            if error.strerror != self._trouble:
-                self._trouble = error.strerror
+            _, [fd] = connect_unix(self._path)
+        except (OSError, HostError) as error:
+            trouble = error.strerror if isinstance(error, OSError) else str(error)
+            if trouble != self._trouble:
+                self._trouble = trouble
                 self._server.log.info(
-                    f"waiting for a front-end to listen on {self._path}: {error.strerror}"
+                    f"waiting for a front-end to listen on {self._path}: {trouble}"
                 )
             self._server.loop.call_later(RECONNECT_S, self._connect)
             return
         self._trouble = None
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
         self._server.offer(sock)
 
 

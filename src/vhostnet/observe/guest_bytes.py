@@ -8,14 +8,16 @@ that a guest wrote.
 from __future__ import annotations
 
 import bisect
+import functools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vhostnet.device.vhost_net import VhostNet
     from vhostnet.device.vring import Vring
+
+SYSCALLS = ("pread64",)  # of /proc/self/mem
 
 
 class GuestBytes:
@@ -79,15 +81,19 @@ class GuestBytes:
             address, size = address + piece, size - piece
 
 
-@contextmanager
-def guest_bytes(net: VhostNet, ring: Vring) -> Iterator[GuestBytes]:
-    """The memory of a ring's guest, for the length of the block; OSError if it cannot be opened."""
+def own_memory() -> int:
+    """Our own memory, to be read through the kernel; opened once, a sealed process cannot."""
+    return _memory_of(os.getpid())
+
+
+@functools.cache
+def _memory_of(pid: int) -> int:
+    return os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def guest_bytes(net: VhostNet, ring: Vring) -> GuestBytes:
+    """The memory of a ring's guest; OSError if it cannot be opened."""
     table = net.memory.array if net.iotlb is None else net.iotlb.array
     if ring.is_remote:
-        yield GuestBytes(int(ring.vq["owner_mem_fd"]), table, net.iotlb is not None)
-        return
-    fd = os.open("/proc/self/mem", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield GuestBytes(fd, table, net.iotlb is not None)
-    finally:
-        os.close(fd)
+        return GuestBytes(int(ring.vq["owner_mem_fd"]), table, net.iotlb is not None)
+    return GuestBytes(own_memory(), table, net.iotlb is not None)

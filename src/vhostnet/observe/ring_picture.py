@@ -54,8 +54,8 @@ def ring_picture(net: VhostNet, ring: Vring, limit: int) -> dict[str, Any]:
         return drawn
     draw = packed_picture if ring.format.is_packed else split_picture
     try:
-        with guest_bytes(net, ring) as memory:
-            drawn |= draw(ring.vq, parts, memory, limit, MAX_DESCRIPTORS)
+        memory = guest_bytes(net, ring)
+        drawn |= draw(ring.vq, parts, memory, limit, MAX_DESCRIPTORS)
     except OSError as failure:
         return {**drawn, "problems": [f"the guest's memory cannot be read: {failure}"]}
     for chain in drawn["chains"]:

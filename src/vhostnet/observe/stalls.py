@@ -17,6 +17,8 @@ from vhostnet.datapath.layout import DROPS_BY_ERRNO
 from vhostnet.device.vhost_net import VhostNet
 from vhostnet.device.vring import VHOST_NET_VQ_TX, Vring
 
+SYSCALLS = ("poll", "ppoll")
+
 #: Every cause, and what it means.
 CAUSES = {
     "kick_lost": "chains are available, the driver was asked to kick, and no kick has come",

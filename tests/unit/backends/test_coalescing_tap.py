@@ -12,7 +12,8 @@ import pytest
 from driver_ring import Memory
 from instance import TX, Instance
 from tcp_frames import ACK, PSH, TIMESTAMPS, Segment, stream
-from vhostnet.backends.tap import TapBackend, _open_tun, _set_interface
+from vhostnet.backends.tap import TapBackend
+from vhostnet.backends.tap_queue import open_tap_queue
 from vhostnet.uapi.tun import IFF_NO_PI, IFF_TAP
 
 #: From the guest's TAP over a bridge to one that takes neither GSO nor partial checksums.
@@ -34,8 +35,7 @@ def bridge() -> None:
 
 
 def plain_tap() -> int:
-    fd = _open_tun()
-    _set_interface(fd, "plain0", IFF_TAP | IFF_NO_PI)
+    [fd] = open_tap_queue("plain0", IFF_TAP | IFF_NO_PI)[1]
     return fd
 
 

@@ -74,7 +74,7 @@ def test_a_capture_begins_and_ends_while_a_driver_sends(
 def test_what_cannot_be_captured_is_said(tmp_path: Path) -> None:
     for arguments, why in (
         ({"file": "-"}, "for --pcap"),
-        ({"file": str(tmp_path / "no" / "where")}, "No such file"),
+        ({"file": str(tmp_path / "no" / "where")}, "outside of what the sandbox allows"),
         ({"file": str(tmp_path / "x"), "device": "dev9"}, "there is no device 'dev9'"),
         ({"file": str(tmp_path / "x"), "snaplen": 0}, "snaplen is 1 to"),
         ({"file": str(tmp_path / "x"), "filter": "prot 1"}, r"is no filter|libpcap"),

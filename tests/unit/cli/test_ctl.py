@@ -113,8 +113,8 @@ def test_json_is_what_the_daemon_says(ctl):
     assert (device["device"], device["running"]) == ("dev0", False)
 
 
-def test_a_device_comes_and_goes(ctl, tmp_path):
-    path = str(tmp_path / "s=1")
+def test_a_device_comes_and_goes(ctl, daemon):
+    path = f"{daemon.socket}=1"
     status, out, _ = ctl("device-add", path, "null", "queue-pairs=2", "coalesce=off", "name=vm2")
     assert (status, out.split()) == (0, ["device", "vm2"])
     lines = ctl("devices")[1].splitlines()

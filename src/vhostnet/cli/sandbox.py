@@ -1,0 +1,203 @@
+"""--sandbox: the opener at the start, the seal when all is loaded (see `vhostnet.confinement`).
+
+What imports numba is imported in functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import pkgutil
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+from vhostnet.backends import check_spec, interface_drops, tap_queue
+from vhostnet.capture import sink
+from vhostnet.cli import config_file, service_manager
+from vhostnet.cli.daemon_setup import load_for_later
+from vhostnet.confinement import acts, descriptors, opener, seal
+from vhostnet.confinement.policy import Policy
+from vhostnet.confinement.stage import Stage
+from vhostnet.device import scheduling
+from vhostnet.frontdoors import listening_socket, unix_sockets
+from vhostnet.frontdoors.event_loop import READABLE, Loop
+from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
+
+log = logging.getLogger("vhostnet")
+
+#: Where the acts are; loaded before the opener is forked.
+ACTS_OF = (
+    config_file,
+    interface_drops,
+    listening_socket,
+    scheduling,
+    sink,
+    tap_queue,
+    unix_sockets,
+)
+
+SYSCALLS = ("wait4",)  # for the opener
+
+#: Libraries that numpy may have begin threads when it is imported; before the seal there is one.
+_ONE_THREAD = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+#: Rooms whose modules may be imported when they are first needed, which a sealed process cannot.
+_ROOMS = ("backends", "capture", "control", "device", "frontdoors", "observe", "protocol")
+_LATER = (
+    # what writes a traceback, and names of encodings
+    *("linecache", "traceback", "tokenize", "encodings.idna", "encodings.latin_1"),
+    "numpy.ma",  # numba asks whether an array is one of these
+)
+_TEMPORARY = ("/tmp", "/var/tmp")
+
+
+class Sandbox:
+    """What --sandbox makes of this process.
+
+    Args:
+        has_changes: devices may come, and rings be looked at, while the daemon runs.
+        has_filters: captures may be filtered.
+    """
+
+    def __init__(self, mode: str, *, has_changes: bool, has_filters: bool) -> None:
+        self._mode = mode
+        self._has_changes = has_changes
+        self._has_filters = has_filters
+        self._strays = ""
+        self._opener: opener.Opener | None = None
+
+    def start(
+        self, policy: Policy, reread: Callable[[], Policy], descriptors_wanted: Collection[int]
+    ) -> None:
+        """Close what is not ours, and fork the opener; before numba is imported."""
+        if self._mode == seal.NONE:
+            seal.not_sealed("--sandbox none")
+            return
+        for name in _ONE_THREAD:
+            os.environ[name] = "1"
+        self._strays = descriptors.close_strays(descriptors_wanted)
+        self._opener = opener.start(policy, reread)
+
+    def close_doors(self) -> None:
+        """Seal this process, and say what holds; HostError if that is required and cannot be."""
+        if self._opener is None:
+            log.info("sandbox: none (--sandbox none)")
+            return
+        from vhostnet.capture.filters import load_libpcap
+        from vhostnet.observe.guest_bytes import own_memory
+
+        import_all()
+        if self._has_changes:
+            load_for_later()
+            own_memory()
+        if self._has_filters:
+            load_libpcap()
+        service_manager.connect()
+        acts.ask_from_now_on(self._opener.asked)
+        report = seal.seal(self._mode, [Stage("descriptors", True, self._strays)])
+        held = [f"{stage.name} ({stage.detail})" for stage in report.stages if stage.holds]
+        log.info("sandbox: %s", ", ".join(held))
+        for stage in report.lacking:
+            log.warning("sandbox: without %s: %s", stage.name, stage.detail)
+
+    @contextlib.contextmanager
+    def watched(self, loop: Loop) -> Iterator[None]:
+        """Tell of the opener's end, for the length of the block."""
+        if self._opener is None:
+            yield
+            return
+        pid, pidfd = self._opener.pid, self._opener.pidfd
+
+        def ended(_ready: int) -> None:
+            loop.unwatch(pidfd)
+            _, status = os.waitpid(pid, 0)
+            log.error(
+                "the opener has ended (status %d): devices go on, new ones, captures and reloads "
+                "need a restart of the daemon",
+                os.waitstatus_to_exitcode(status),
+            )
+
+        loop.watch(pidfd, READABLE, ended)
+        try:
+            yield
+        finally:
+            loop.unwatch(pidfd)
+
+    def end(self) -> None:
+        """Let the opener go."""
+        if self._opener is not None:
+            self._opener.close()
+
+
+def import_all() -> None:
+    """Import whatever a daemon may need."""
+    for room in _ROOMS:
+        package = importlib.import_module(f"vhostnet.{room}")
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            if not module.ispkg:
+                importlib.import_module(module.name)
+    for name in _LATER:
+        importlib.import_module(name)
+
+
+def policy_of(
+    settings: Mapping[str, Any], devices: Iterable[DeviceOptions], config: str | None
+) -> Policy:
+    """What the opener may do for a daemon of this configuration."""
+    sockets: set[str] = set()
+    peers: set[str] = set()
+    schedulings: set[tuple[str, int]] = set()
+    taps: set[str] = set()
+    for device in devices:
+        if device.socket_path is not None:
+            (peers if device.is_client else sockets).add(device.socket_path)
+        if device.worker_scheduling is not None:
+            how = device.worker_scheduling
+            schedulings.add((how.policy, how.number))
+        kind, argument = check_spec(device.backend)
+        if kind == "tap":
+            taps.add(argument)
+    for path in (settings["control"], getattr(settings["metrics"], "path", "")):
+        if path:
+            sockets.add(path)
+    captures = {settings["pcap"]} - {None}
+    has_control = settings["control"] is not None
+    directories = settings["sandbox-dirs"] or (
+        *(os.path.dirname(os.path.abspath(path)) for path in sockets | peers | captures),
+        *_TEMPORARY,
+    )
+    return Policy(
+        frozenset(sockets),
+        frozenset(peers),
+        frozenset(taps),
+        frozenset(captures),
+        config,
+        frozenset(schedulings),
+        has_control,
+        frozenset(directories if has_control else ()),
+        frozenset((settings["sandbox-dirs"] or ()) if has_control else ()),
+    )
+
+
+@contextlib.contextmanager
+def sandboxed(
+    settings: Mapping[str, Any],
+    config: str | None,
+    devices: Iterable[DeviceOptions],
+    reread: Callable[[], Policy],
+    descriptors_wanted: Collection[int],
+) -> Iterator[Sandbox]:
+    """The sandbox of a daemon, from before its kernels are loaded to its end."""
+    has_control = settings["control"] is not None
+    sandbox = Sandbox(
+        settings["sandbox"],
+        has_changes=has_control or config is not None,
+        has_filters=has_control or bool(settings["pcap-filter"]),
+    )
+    sandbox.start(policy_of(settings, devices, config), reread, descriptors_wanted)
+    try:
+        yield sandbox
+    finally:
+        sandbox.end()

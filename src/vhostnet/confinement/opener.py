@@ -1,0 +1,157 @@
+"""The opener: the process that keeps the rights, and the sealed process's handle on it.
+
+READY     waits for a request
+    Operations:  `acts.perform` checks and does it, and answers
+    Caveats:     one request at a time; none of them waits for anybody else
+GONE      the sealed process has ended, in whatever way: the channel has
+
+It is forked while the daemon has one thread and has not loaded the compiler, does not react to the
+signals that end or reload a daemon (a service manager sends them to all of its processes, and
+sockets are still to be removed), and is confined itself: no exec, no fork, no new code, unix
+sockets only, and of the daemon's capabilities those for files and interfaces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import mmap
+import os
+import select
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vhostnet.errors import VhostnetError
+
+from . import acts, capabilities, kernel_raw, system_calls
+from .policy import Policy
+from .seal import no_new_code
+from .stage import Missing
+
+log = logging.getLogger("vhostnet")
+
+_CAPABILITIES = (
+    1 << capabilities.CAP_CHOWN
+    | 1 << capabilities.CAP_DAC_OVERRIDE
+    | 1 << capabilities.CAP_FOWNER
+    | 1 << capabilities.CAP_NET_ADMIN
+)
+#: Beyond BASE and what the acts declare: name services (groups) may read files and ask a daemon.
+_CALLS = (
+    *("openat", "open", "readlink", "readlinkat", "stat", "lstat", "statx", "access", "faccessat"),
+    *("faccessat2", "getdents64", "poll", "ppoll", "socket", "connect", "sendto", "recvfrom"),
+    *("sendmsg", "recvmsg", "getsockopt", "setsockopt", "getpeername", "getsockname", "pread64"),
+)
+# Of what a sealed process is refused too, a lookup through libc may load libraries.
+_MAY_MAP_LIBRARIES = ("mmap", "mprotect", "newfstatat")
+_END_MS = 1000
+
+
+@dataclass(slots=True)
+class Opener:
+    """The process.
+
+    Attributes:
+        pidfd: readable when it has ended.
+    """
+
+    pid: int
+    pidfd: int
+    asked: acts.Asked
+
+    def close(self) -> None:
+        """Let it end, and wait for that."""
+        acts.ask_from_now_on(None)
+        self.asked.close()
+        ended = select.poll()  # not select(): descriptors may be above 1023
+        ended.register(self.pidfd, select.POLLIN)
+        with contextlib.suppress(ChildProcessError):
+            if ended.poll(_END_MS):
+                os.waitpid(self.pid, 0)
+        os.close(self.pidfd)
+
+
+def start(policy: Policy, reread: Callable[[], Policy]) -> Opener:
+    """Fork it.
+
+    Args:
+        policy: what it may do.
+        reread: what that is when the file of --config has changed; VhostnetError if it is wrong.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            ours.close()
+            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+                signal.signal(signum, signal.SIG_IGN)
+            _close_all_but(theirs.fileno())
+            _confine(policy.schedules)
+            serve(theirs, policy, reread)
+            status = 0
+        except BaseException:
+            log.exception("bug in this program: the opener")
+        finally:
+            os._exit(status)
+    theirs.close()
+    return Opener(pid, os.pidfd_open(pid), acts.Asked(ours))
+
+
+def serve(channel: socket.socket, policy: Policy, reread: Callable[[], Policy]) -> None:
+    """Answer until the channel ends."""
+    while True:
+        message = channel.recv(acts.MAX_MESSAGE)
+        if not message:
+            return
+        reply, fds = acts.perform(policy, message)
+        if policy.is_outdated:
+            policy = _with_new_file(policy, reread)
+        try:
+            acts.answer(channel, reply, fds)
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.ECONNRESET):
+                return
+            raise
+
+
+def _with_new_file(policy: Policy, reread: Callable[[], Policy]) -> Policy:
+    policy.is_outdated = False
+    try:
+        new = reread()
+    except VhostnetError:
+        return policy  # the sealed process says what is wrong with it
+    # what is there now may still have to be removed
+    new.sockets |= policy.sockets
+    new.made.update(policy.made)
+    new.sealed = policy.sealed
+    return new
+
+
+def _close_all_but(channel: int) -> None:
+    for fd in sorted(int(name) for name in os.listdir("/proc/self/fd")):
+        if fd > 2 and fd != channel:
+            with contextlib.suppress(OSError):  # the folder's own
+                os.close(fd)
+
+
+def _confine(schedules: bool) -> None:
+    """As far as it can be; what this kernel has not is not told twice."""
+    kernel_raw.set_thread_name("vhost-opener")
+    kernel_raw.prctl(kernel_raw.PR_SET_NO_NEW_PRIVS, 1)
+    kernel_raw.prctl(kernel_raw.PR_SET_DUMPABLE, 0)
+    limited = dict(system_calls.limits(os.getpid(), system_calls.declared("OPENER_IOCTLS")))
+    for name in _MAY_MAP_LIBRARIES:
+        del limited[name]
+    limited["mprotect"] = (system_calls.Limit(2, without_bits=mmap.PROT_EXEC),)
+    limited["socket"] = (system_calls.Limit(0, values=(socket.AF_UNIX,)),)
+    names = {*system_calls.BASE, *_CALLS, *system_calls.declared("OPENER_SYSCALLS")} - {"clone"}
+    with contextlib.suppress(Missing):
+        capabilities.keep_only(_CAPABILITIES | schedules << capabilities.CAP_SYS_NICE)
+    with contextlib.suppress(Missing):
+        no_new_code()
+    with contextlib.suppress(Missing):
+        system_calls.restrict(names, limited)

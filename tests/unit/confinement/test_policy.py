@@ -1,0 +1,171 @@
+"""What the opener does and does not do, whatever it is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from vhostnet.cli import sandbox
+from vhostnet.confinement import acts
+from vhostnet.confinement.policy import Policy
+
+#: All of it.  A new act needs a rule in Policy, a line in docs/confinement.md and one here.
+CLOSED_LIST = {
+    *("look_for_socket", "bind_unix", "remove_socket", "connect_unix", "open_tap_queue"),
+    *("open_capture", "open_config", "find_group", "schedule_thread"),
+    "open_interface_counts",
+}
+
+
+def asked(policy: Policy, name: str, *args: object) -> tuple[dict, list[int]]:
+    reply, fds = acts.perform(policy, json.dumps([name, list(args)]).encode())
+    return json.loads(reply), fds
+
+
+def refused(policy: Policy, name: str, *args: object) -> str:
+    answer, fds = asked(policy, name, *args)
+    assert not fds
+    assert "error" in answer, answer
+    return str(answer["text"])
+
+
+def done(policy: Policy, name: str, *args: object) -> list[int]:
+    answer, fds = asked(policy, name, *args)
+    assert "error" not in answer, answer
+    return fds
+
+
+def test_the_list_is_closed():
+    assert set(acts.acts()) == CLOSED_LIST
+    assert len(sandbox.ACTS_OF) > 0
+
+
+def test_without_a_control_socket_only_what_is_configured_is_done(tmp_path):
+    mine, other = str(tmp_path / "mine"), str(tmp_path / "other")
+    policy = Policy(sockets=frozenset([mine]), peers=frozenset([mine]), captures=frozenset([mine]))
+    assert "not in the daemon's configuration" in refused(policy, "bind_unix", other, 0o600, None)
+    assert "not in the daemon's configuration" in refused(policy, "connect_unix", other)
+    assert "not in the daemon's configuration" in refused(policy, "open_capture", other)
+    assert "not in the daemon's configuration" in refused(policy, "open_tap_queue", "tap0", 0)
+    assert "not the file of --config" in refused(policy, "open_config", "/etc/shadow")
+    assert "no --config" in refused(policy, "find_group", "root")
+    assert os.listdir(tmp_path) == []
+    for fd in done(policy, "bind_unix", mine, 0o600, None):
+        os.close(fd)
+    assert os.listdir(tmp_path) == ["mine"]
+
+
+def test_the_files_of_a_rotated_capture_are_those_of_the_capture(tmp_path):
+    path = str(tmp_path / "c")
+    policy = Policy(captures=frozenset([path]))
+    for name in (path, f"{path}.1", f"{path}.12"):
+        os.close(done(policy, "open_capture", name)[0])
+    for name in (f"{path}.", f"{path}.0", f"{path}.x", f"{path}.1.1", f"{path}.1/../x"):
+        refused(policy, "open_capture", name)
+
+
+def control_of(folder: Path) -> Policy:
+    return Policy(has_control=True, directories=frozenset([str(folder)]))
+
+
+def test_control_clients_may_name_files_in_the_directories_not_below_them(tmp_path):
+    (tmp_path / "below").mkdir()
+    policy = control_of(tmp_path)
+    os.close(done(policy, "open_capture", str(tmp_path / "c"))[0])
+    for path in ("below/c", "../c", "below/../../c"):
+        assert "outside of what the sandbox allows" in refused(
+            policy, "open_capture", f"{tmp_path}/{path}"
+        )
+    os.close(done(policy, "open_capture", f"{tmp_path}/below/../d")[0])
+
+
+def test_a_capture_replaces_only_a_file_of_ours(tmp_path):
+    policy = control_of(tmp_path)
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "secret")
+    os.link(tmp_path / "secret", tmp_path / "second-name")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes").write_text("x")
+    for name in ("link", "folder", "second-name", "secret", "notes"):
+        refused(policy, "open_capture", f"{tmp_path}/{name}")
+    assert (tmp_path / "secret").read_text() == (tmp_path / "notes").read_text() == "x"
+    (tmp_path / "old").write_bytes(b"\n\r\r\nand so on")
+    os.close(done(policy, "open_capture", f"{tmp_path}/old")[0])
+    assert (tmp_path / "old").read_bytes() == b""
+
+
+def test_control_clients_connect_where_the_operator_has_said_only(tmp_path):
+    path = str(tmp_path / "s")
+    policy = control_of(tmp_path)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        assert "allows, no folder (--sandbox-dirs)" in refused(policy, "connect_unix", path)
+        policy.peer_directories = policy.directories
+        os.close(done(policy, "connect_unix", path)[0])
+
+
+def test_only_sockets_that_the_daemon_made_are_removed(tmp_path):
+    policy = control_of(tmp_path)
+    path = str(tmp_path / "s")
+    with socket.socket(socket.AF_UNIX) as another:
+        another.bind(path)
+    status = os.lstat(path)
+    assert "not a socket of this" in refused(
+        policy, "remove_socket", path, status.st_dev, status.st_ino
+    )
+    os.unlink(path)
+    answer, [fd] = asked(policy, "bind_unix", path, 0o600, None)
+    os.close(fd)
+    done(policy, "remove_socket", path, *answer["value"])
+    assert not os.path.exists(path)
+
+
+def test_what_lies_at_a_configured_path_and_is_no_socket_stays(tmp_path):
+    path = str(tmp_path / "s")
+    policy = Policy(sockets=frozenset([path]))
+    Path(path).write_text("x")
+    status = os.lstat(path)
+    done(policy, "remove_socket", path, status.st_dev, status.st_ino)
+    assert "exists and is no socket" in refused(policy, "bind_unix", path, 0o600, None)
+    assert Path(path).read_text() == "x"
+
+
+def test_only_threads_of_the_daemon_are_scheduled_and_as_configured():
+    policy = Policy(schedulings=frozenset([("other", 0)]))
+    done(policy, "schedule_thread", os.getpid(), "other", 0)
+    assert "not in the configuration" in refused(policy, "schedule_thread", os.getpid(), "fifo", 99)
+    assert "no thread of the daemon's" in refused(policy, "schedule_thread", 1, "other", 0)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        b"",
+        b"\xff\x00",
+        b"[" * 60000,
+        b"{}",
+        b"[]",
+        b'["open_capture"]',
+        b'["open_capture", {}]',
+        b'["open_capture", []]',
+        b'["open_capture", [7]]',
+        b'["open_capture", ["/x\\u0000y"]]',
+        b'["open_capture", ["\\ud800"]]',
+        b'["bind_unix", ["/tmp/x", true, null]]',
+        b'["system", ["true"]]',
+        b'["__class__", []]',
+        b"[1e999, []]",
+        b'["bind_unix", ["/tmp/vhostnet-no-such", 1' + b"0" * 40 + b", null]]",
+        b'["schedule_thread", [%d, "xyz", 1]]' % os.getpid(),
+        b'["schedule_thread", [1' + b"0" * 40 + b', "fifo", 1]]',
+    ],
+)
+def test_nonsense_is_refused(message):
+    reply, fds = acts.perform(control_of(Path("/tmp")), message)
+    assert "error" in json.loads(reply)
+    assert fds == []

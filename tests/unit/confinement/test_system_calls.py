@@ -1,0 +1,146 @@
+"""The allow-list: what it allows, with which arguments; and that it is what the code calls."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+import vhostnet
+from bpf_machine import verdict
+from vhostnet.cli import sandbox
+from vhostnet.confinement import kernel_raw, system_calls
+from vhostnet.confinement.syscall_numbers import CALLS, NAMES
+
+ALLOW, ERRNO = 0x7FFF0000, 0x00050000
+I386 = 0x40000003
+PID = 4711
+THREAD = 0x003D0F00
+TUNSETOFFLOAD, TIOCSTI, FIONBIO = 0x400454D0, 0x5412, 0x5421
+
+
+@pytest.fixture(params=CALLS)
+def answer(request):
+    calls = CALLS[request.param]
+    names = (*system_calls.BASE, "accept4", "socketpair")
+    code = system_calls.program(calls, names, system_calls.limits(PID, [TUNSETOFFLOAD]))
+
+    def ask(name: str, *args: int, audit: int = calls.audit) -> int:
+        """0, or the errno."""
+        said = verdict(code, calls.number.get(name, 5000), args, audit)
+        return 0 if said == ALLOW else said - ERRNO
+
+    return ask
+
+
+@pytest.mark.parametrize("name", ["read", "write", "futex", "accept4", "exit_group"])
+def test_what_is_listed_is_allowed(answer, name):
+    assert answer(name) == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("openat", "execve", "execveat", "ptrace", "process_vm_writev", "socket", "connect"),
+        *("mount", "unshare", "setns", "seccomp", "kill", "pidfd_getfd", "capset", "bind"),
+    ],
+)
+def test_what_is_not_is_refused(answer, name):
+    assert answer(name) == errno.EPERM
+
+
+@pytest.mark.parametrize(
+    ("name", "args", "code"),
+    [
+        ("mmap", (0, 4096, 3), 0),
+        ("mmap", (0, 4096, 7), errno.EPERM),
+        ("mmap", (0, 4096, 4), errno.EPERM),
+        ("mprotect", (0, 4096, 1), 0),
+        ("mprotect", (0, 4096, 5), errno.EPERM),
+        ("clone", (THREAD,), 0),
+        ("clone", (0x11,), errno.EPERM),  # fork
+        ("clone", (THREAD | 0x10000000,), errno.EPERM),  # CLONE_NEWUSER
+        ("tgkill", (PID, 1, 6), 0),
+        ("tgkill", (1, 1, 6), errno.EPERM),
+        ("ioctl", (3, TUNSETOFFLOAD), 0),
+        ("ioctl", (3, FIONBIO), 0),
+        ("ioctl", (3, TIOCSTI), errno.EPERM),
+        ("prctl", (kernel_raw.PR_GET_SECCOMP,), 0),
+        ("prctl", (kernel_raw.PR_SET_DUMPABLE, 1), errno.EPERM),
+        ("newfstatat", (3, 0, 0, 0x1000), 0),
+        ("newfstatat", (3, 0, 0, 0), errno.EPERM),
+        ("socketpair", (1, 1), 0),
+        ("socketpair", (2, 1), errno.EPERM),
+        ("clone3", (), errno.ENOSYS),
+    ],
+)
+def test_some_are_allowed_with_some_arguments_only(answer, name, args, code):
+    assert answer(name, *args) == code
+
+
+def test_system_calls_of_another_kind_are_refused(answer):
+    assert answer("read", audit=I386) == errno.EPERM
+
+
+def test_x32_is_refused():
+    calls = CALLS["x86_64"]
+    code = system_calls.program(calls, ["read"], {})
+    assert verdict(code, calls.number["read"] | 0x40000000, (), calls.audit) == ERRNO | errno.EPERM
+
+
+def test_every_declared_call_has_a_number():
+    sandbox.import_all()
+    for what in ("SYSCALLS", "OPENER_SYSCALLS"):
+        assert set(system_calls.declared(what)) <= NAMES
+    assert set(system_calls.BASE) <= NAMES
+
+
+#: libc's names of system calls, where they differ; None: it makes none, or the kernel's clock page.
+CALL_OF = {
+    "pread": "pread64",
+    "pwrite": "pwrite64",
+    "raise": "tgkill",
+    "sigaction": "rt_sigaction",
+    "memcpy": None,
+    "__errno_location": None,
+    # of memory that only the owner of a character device has
+    "process_vm_readv": None,
+    "process_vm_writev": None,
+}
+
+
+def test_what_compiled_code_calls_is_declared():
+    sandbox.import_all()
+    allowed = {*system_calls.BASE, *system_calls.declared("SYSCALLS")}
+    root = Path(vhostnet.__file__).parent
+    called = {
+        name
+        for room in ("native", "datapath")
+        for file in (root / room).glob("*.py")
+        for name in re.findall(r'ExternalFunction\(\s*"(\w+)"', file.read_text())
+    }
+    assert "writev" in called
+    assert {CALL_OF.get(name, name) for name in called} - {None} <= allowed
+
+
+def test_nothing_that_opens_or_starts_is_declared():
+    sandbox.import_all()
+    allowed = {*system_calls.BASE, *system_calls.declared("SYSCALLS")}
+    for name in ("open", "openat", "openat2", "execve", "socket", "connect", "bind", "ptrace"):
+        assert name not in allowed
+
+
+def test_this_machine_has_the_numbers_that_the_table_says():
+    calls = CALLS.get(os.uname().machine)
+    if calls is None:
+        pytest.skip("not in the table")
+    header = Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h")
+    if os.uname().machine != "x86_64" or not header.exists():
+        pytest.skip("no header to compare with")
+    numbers = dict(re.findall(r"#define __NR_(\w+) (\d+)", header.read_text()))
+    assert {name: numbers.get(name) for name in calls.number} == {
+        name: str(number) for name, number in calls.number.items()
+    }
