@@ -65,7 +65,7 @@ class Sandbox:
         self._mode = mode
         self._has_changes = has_changes
         self._has_filters = has_filters
-        self._strays = ""
+        self._strays = Stage("descriptors", False, "not looked at")
         self._opener: opener.Opener | None = None
 
     def start(
@@ -77,7 +77,9 @@ class Sandbox:
             return
         for name in _ONE_THREAD:
             os.environ[name] = "1"
-        self._strays = descriptors.close_strays(descriptors_wanted)
+        self._strays = seal.tried(
+            "descriptors", lambda: descriptors.close_strays(descriptors_wanted)
+        )
         self._opener = opener.start(policy, reread)
 
     def close_doors(self) -> None:
@@ -91,12 +93,13 @@ class Sandbox:
         import_all()
         if self._has_changes:
             load_for_later()
-            own_memory()
+            with contextlib.suppress(OSError):  # then `inspect` says so
+                own_memory()
         if self._has_filters:
             load_libpcap()
         service_manager.connect()
         acts.ask_from_now_on(self._opener.asked)
-        report = seal.seal(self._mode, [Stage("descriptors", True, self._strays)])
+        report = seal.seal(self._mode, [self._strays])
         held = [f"{stage.name} ({stage.detail})" for stage in report.stages if stage.holds]
         log.info("sandbox: %s", ", ".join(held))
         for stage in report.lacking:

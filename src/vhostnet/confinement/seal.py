@@ -36,7 +36,8 @@ def seal(mode: str, before: Iterable[Stage] = ()) -> Report:
         before: stages that are done already.
     """
     global _report, _status_fd
-    _status_fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
+    with contextlib.suppress(OSError):  # then it cannot be asked later
+        _status_fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     limited = system_calls.limits(os.getpid(), system_calls.declared("IOCTLS"))
     names = (*system_calls.BASE, *system_calls.declared("SYSCALLS"))
     report = Report(mode, "", list(before))
@@ -48,7 +49,7 @@ def seal(mode: str, before: Iterable[Stage] = ()) -> Report:
         ("memory", no_new_code),
         ("system calls", lambda: system_calls.restrict(names, limited)),
     ):
-        report.stages.append(_tried(name, act))
+        report.stages.append(tried(name, act))
     _report = report
     if mode == REQUIRED and report.lacking:
         first = report.lacking[0]
@@ -72,7 +73,8 @@ def report() -> Report:
     return _report
 
 
-def _tried(name: str, act: Callable[[], str]) -> Stage:
+def tried(name: str, act: Callable[[], str]) -> Stage:
+    """A stage, and what becomes of it."""
     try:
         return Stage(name, True, act())
     except Missing as missing:

@@ -418,7 +418,7 @@ def test_nothing_that_the_daemon_does_is_refused(tmp_path, guest):
     try:
         wait_until(lambda: os.path.exists(path), "a socket", serve_process.READY_S)
         ask(control, "capture-start", file=str(tmp_path / "c"), filter="ip or not ip")
-        ask(control, "device-add", socket=f"{path}2", backend="gen:size=64", queue_pairs=2)
+        ask(control, "device-add", socket=f"{path}2", backend="null", queue_pairs=2)
         with FrontEnd(path).negotiate().start(guest):
             guest.tx.send(HDR + bytes(60))
             guest.tx.kick()
