@@ -8,14 +8,7 @@ import time
 from typing import TextIO
 
 from vhostnet.cli.parser import nearest
-
-ROOT = "vhostnet"
-LEVELS = {
-    "error": logging.ERROR,
-    "warning": logging.WARNING,
-    "info": logging.INFO,
-    "debug": logging.DEBUG,
-}
+from vhostnet.log_levels import LEVELS, ROOT
 
 
 class _Text(logging.Formatter):

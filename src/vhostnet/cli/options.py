@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vhostnet.backends import BACKEND_SPECS
-from vhostnet.cli.logs import AREAS, FORMATS, LEVELS
+from vhostnet.cli.logs import AREAS, FORMATS
 from vhostnet.cli.option_kinds import (
     Backend,
     Choice,
@@ -34,6 +34,7 @@ from vhostnet.cli.option_kinds import (
 from vhostnet.confinement.seal import AUTO, MODES
 from vhostnet.device.linux_abi import LINUX_ABIS, NEWEST
 from vhostnet.errors import UsageError
+from vhostnet.log_levels import LEVELS
 
 # 254 rings: a ring's index has 8 bits, see vhost_user_session.
 MAX_QUEUE_PAIRS = 127

@@ -5,18 +5,11 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from vhostnet.log_levels import LEVELS, ROOT
 from vhostnet.protocol.qmp_session import QmpError
 
 from .daemon import Daemon, card_of
 
-#: As --log-level.
-LEVELS = {
-    "error": logging.ERROR,
-    "warning": logging.WARNING,
-    "info": logging.INFO,
-    "debug": logging.DEBUG,
-}
-_ROOT = "vhostnet"
 #: The area that is all of it.
 ALL = "all"
 
@@ -67,11 +60,11 @@ def areas() -> list[str]:
     """What logs by itself, as --log-level calls it: "all" and the loggers right below ours."""
     known = logging.Logger.manager.loggerDict.items()
     loggers = (name for name, logger in known if isinstance(logger, logging.Logger))
-    names = (name.removeprefix(f"{_ROOT}.") for name in loggers if name.startswith(f"{_ROOT}."))
+    names = (name.removeprefix(f"{ROOT}.") for name in loggers if name.startswith(f"{ROOT}."))
     return [ALL, *sorted(name for name in names if "." not in name)]
 
 
 def _logger(area: str) -> logging.Logger:
     if area not in areas():
         raise QmpError(f"there is no area '{area}' (there is: {', '.join(areas())})")
-    return logging.getLogger(_ROOT if area == ALL else f"{_ROOT}.{area}")
+    return logging.getLogger(ROOT if area == ALL else f"{ROOT}.{area}")

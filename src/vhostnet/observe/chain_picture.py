@@ -101,6 +101,17 @@ class Chain:
                 raise Broken(RING_TOO_MANY_IOVS)
             self._buffer(descriptor)
 
+    def picture(self, problem: str | None) -> dict[str, Any]:
+        """What both formats tell of a chain that has been walked, or on the way broke a rule."""
+        return {
+            "readable": self.out_len,
+            "writable": self.in_len,
+            "descriptors": self.drawn,
+            "complete": self.budget > 0 or problem is not None,
+            "problem": problem,
+            "budget": self.budget,
+        }
+
     def _draw(self, index: int, descriptor: Descriptor, table: bool = False) -> None:
         self.budget -= 1
         flags = [name for bit, name in _FLAG_NAMES if descriptor.flags & bit]

@@ -125,12 +125,7 @@ def _chain(
     drawn = {
         "position": begin,
         "id": number,
-        "readable": chain.out_len,
-        "writable": chain.in_len,
-        "descriptors": chain.drawn,
-        "complete": chain.budget > 0 or problem is not None,
-        "problem": problem,
-        "budget": chain.budget,
+        **chain.picture(problem),
     }
     return drawn, pos, wrap
 

@@ -144,12 +144,7 @@ def _chain(
     return {
         "avail-idx": index,
         "head": head,
-        "readable": chain.out_len,
-        "writable": chain.in_len,
-        "descriptors": chain.drawn,
-        "complete": chain.budget > 0 or problem is not None,
-        "problem": problem,
-        "budget": chain.budget,
+        **chain.picture(problem),
     }
 
 
