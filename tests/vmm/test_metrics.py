@@ -130,8 +130,8 @@ def with_pktgen(image: GuestImage, place: Path) -> GuestImage:
 def test_ten_million_packets_are_counted_alike_by_all(bed: Bed) -> None:
     bed.image = with_pktgen(bed.image, bed.folder / "initramfs.cpio")
     bed.serve("--metrics", f"unix:{bed.folder / 'metrics'}")
-    # Two processors: for one, QEMU before 8.1 emulates no memory barriers (tcg_gen_mb), so that the
-    # driver can read an avail_event that is too old, and not kick.  A run with one stood still once.
+    # Two processors: for one, QEMU before 8.1 emulates no memory barriers (tcg_gen_mb), so that a
+    # driver can read an avail_event that is too old, and not kick.  One run stood still so.
     guest = bed.boot(Machine(bed.accel, smp=2))
     # to nobody's address: the host's stack has counted it by then, and does not answer
     setting = f"count {FLOOD};pkt_size 60;delay 0;dst 192.0.2.9;dst_mac 02:00:00:00:00:09"
