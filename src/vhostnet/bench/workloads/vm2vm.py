@@ -21,7 +21,7 @@ from vhostnet.demo.daemon import Daemon
 from vhostnet.errors import HostError
 
 PEER = "testpmd io between two net_vhost"
-SIZES = (64, 1514)
+SIZES = (64, 256, 1514)
 _BURST = 32
 #: Bursts of each circle: half a ring of packets.
 _BURSTS = RING_SIZE // _BURST // 2
