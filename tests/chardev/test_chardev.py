@@ -21,6 +21,8 @@ from oracle import scenarios
 from oracle.compare import listed, unequal_but_for
 from oracle.differences import Difference
 from oracle.lab import SCENARIOS
+from vhostnet.datapath import catalogue
+from vhostnet.demo.guest_host import warm_for_any_processor
 from vhostnet.demo.guest_image import guest_image
 from vhostnet.errors import HostError
 
@@ -267,6 +269,16 @@ def test_a_crash_is_repaired_at_the_next_start_whatever_its_options(
     assert status == 4
     assert "10:238" in said
     assert rdev(bed) == KERNELS
+
+
+@LONG
+def test_packed_rings_are_offered_on_request(bed: Bed) -> None:
+    warm_for_any_processor(catalogue.kernels_for_character_device(packed_rings=True))
+    chardev = Chardev(bed, "--replace-node", "--packed-rings")
+    said = bed.result(str(HERE / "packed_session.py"), "300", timeout=300.0)
+    ways = {"the TAP": True, "the driver": True}
+    assert said == {"shared": ways, "private": ways}
+    assert chardev.end() == 0
 
 
 @LONG
