@@ -70,7 +70,7 @@ def look_ahead(vq: Record, mem: Any, need: int, access: int) -> None:
     """Before the next chain is taken.
 
     Args:
-        need: bytes of a buffer that will be used, more or less.
+        need: bytes of a buffer that will be used, more or less; of a shorter one all are asked for.
         access: VHOST_ACCESS_*, what for.
     """
     raise NotImplementedError
@@ -89,7 +89,8 @@ def _look_ahead_split(vq: Record, mem: Any, need: int, access: int) -> None:
         slot = (last + n) & mask
         head = load_relaxed_u16(int(vq["avail_hva"]) + VRING_AVAIL_RING + 2 * slot) & mask
         desc_hva = int(vq["desc_hva"]) + head * VRING_DESC_SIZE
-        _fetch_buffer(mem, vq, load_relaxed_i64(desc_hva), need, access)
+        length = load_relaxed_i64(desc_hva + 8) & 0xFFFFFFFF
+        _fetch_buffer(mem, vq, load_relaxed_i64(desc_hva), min(need, length), access)
         n += 1
     vq["fetch_idx"] = (last + n) & 0xFFFF
 
@@ -107,4 +108,5 @@ def _look_ahead_packed(vq: Record, mem: Any, need: int, access: int) -> None:
         pos -= num
     if pos < num:  # a small ring: never mind
         desc_hva = int(vq["ring_hva"]) + pos * VRING_DESC_SIZE
-        _fetch_buffer(mem, vq, load_relaxed_i64(desc_hva), need, access)
+        length = load_relaxed_i64(desc_hva + 8) & 0xFFFFFFFF
+        _fetch_buffer(mem, vq, load_relaxed_i64(desc_hva), min(need, length), access)

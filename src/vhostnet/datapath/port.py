@@ -29,7 +29,7 @@ from .capture import (
 from .codes import HANDLED, HANDLED_PEER_ERROR, RING_EMPTY
 from .counting import count_drop, end_run, publish
 from .layout import IOVEC_SIZE, PORT, VHOST_ACCESS_RO, VHOST_NET_BATCH
-from .look_ahead import HEADERS, look_ahead
+from .look_ahead import MOST_BYTES, look_ahead
 from .port_frame import forward_frame
 from .vring_ops import add_used, disable_notify, get_vq_desc, publish_used, signal_used
 from .work import exceeds_weight, ring_error, ring_fault, work_queue
@@ -114,7 +114,7 @@ def handle_port(
         if int(vq["done_idx"]) >= VHOST_NET_BATCH:
             publish(vq)
             signal_used(vq)
-        look_ahead(vq, mem, HEADERS, VHOST_ACCESS_RO)
+        look_ahead(vq, mem, MOST_BYTES, VHOST_ACCESS_RO)
         head, n_out, n_in, out_len, _in_len = get_vq_desc(vq, mem, src, 1)
         if head < 0:
             publish(vq)
