@@ -120,7 +120,10 @@ def command_line(image: GuestImage, machine: Machine, nics: tuple[Nic, ...]) -> 
     if machine.max_memory_mib > machine.memory_mib:
         memory += f",slots={machine.memory_slots},maxmem={machine.max_memory_mib}M"
     accel, cpu = ("kvm", "host") if machine.accel == "kvm" else ("tcg,thread=multi", "max")
-    argv = [require(QEMU), "-accel", accel, "-cpu", cpu, "-smp", str(machine.smp)]
+    # Where there can be one processor only, QEMU before 8.1 emulates no memory barriers, as if
+    # nobody else were there: the guest's driver may read an old avail_event and not kick us.
+    smp = "1,maxcpus=2" if machine.smp == 1 and machine.accel == "tcg" else str(machine.smp)
+    argv = [require(QEMU), "-accel", accel, "-cpu", cpu, "-smp", smp]
     q35 = ("q35" if machine.private else "q35,memory-backend=mem") + (
         ",kernel-irqchip=split" if machine.iommu else ""
     )
