@@ -80,7 +80,11 @@ class ListeningSocket:
         self.socket = socket.socket(fileno=fd)
         self.socket.setblocking(False)
         # By ourselves: a listening socket's credentials are those of who calls this.
-        self.socket.listen(BACKLOG)
+        try:
+            self.socket.listen(BACKLOG)
+        except OSError as error:
+            self.close()
+            raise HostError(f"{path}: listening: {error.strerror}", error.errno or 0) from error
 
     @classmethod
     def adopt(cls, fd: int) -> ListeningSocket:

@@ -22,7 +22,7 @@ import pytest
 
 from fake_device import FakeDevice
 from vhostnet.errors import EXIT_BUG, EXIT_OK, EXIT_PEER, HostError, UsageError
-from vhostnet.frontdoors import acceptor, connection, vhost_user_server
+from vhostnet.frontdoors import acceptor, connection, listening_socket, vhost_user_server
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.listening_socket import ListeningSocket, check_free
 from vhostnet.frontdoors.peer_log import PeerLog
@@ -429,6 +429,18 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path):
     with pytest.raises(HostError, match="is no socket"):
         ListeningSocket(str(path), 0o600)
     assert path.read_text() == "precious"
+
+
+def test_a_socket_that_cannot_listen_is_one_line_and_leaves_no_file(tmp_path, monkeypatch):
+    class Deaf(socket.socket):
+        def listen(self, _backlog: int = 0) -> None:
+            raise OSError(105, "No buffer space available")
+
+    monkeypatch.setattr(listening_socket.socket, "socket", Deaf)
+    with pytest.raises(HostError, match="listening: No buffer space") as raised:
+        ListeningSocket(str(tmp_path / "s"), 0o600)
+    assert raised.value.errno == 105
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_socket_file_has_the_mode_that_was_asked_for(tmp_path):
