@@ -32,7 +32,6 @@ class Namespace:
 
     Attributes:
         prefix: the words to put before a command to run it in the namespace.
-        net_dev: its /proc/net/dev, for those who read it often.
 
     Raises:
         HostError: the kernel refuses the namespace or the TAP node; one line says which and
@@ -61,7 +60,6 @@ class Namespace:
             said = self._holder.stderr.read().decode(errors="replace").strip()
             end(self._holder)
             raise HostError(_explain(said))
-        self.net_dev = Path(f"/proc/{self._holder.pid}/net/dev")
         self.prefix = [require("nsenter"), f"--target={self._holder.pid}", "--net"]
         if os.geteuid() != 0:
             self.prefix += ["--user", "--preserve-credentials"]
@@ -93,11 +91,15 @@ class Namespace:
 
     def link_counters(self, name: str) -> dict[str, int]:
         """Return an interface's packet and byte counts, as in /proc/net/dev (host's view)."""
-        for line in self.run("busybox", "cat", "/proc/net/dev").splitlines():
+        fields = self.link_columns(name)
+        return dict(zip(_COUNTERS, fields[:4] + fields[8:12], strict=True))
+
+    def link_columns(self, name: str) -> list[int]:
+        """An interface's columns in /proc/net/dev, read at once and without a process."""
+        for line in Path(f"/proc/{self._holder.pid}/net/dev").read_text().splitlines():
             device, _, numbers = line.partition(":")
             if device.strip() == name:
-                fields = [int(number) for number in numbers.split()]
-                return dict(zip(_COUNTERS, fields[:4] + fields[8:12], strict=True))
+                return [int(number) for number in numbers.split()]
         raise HostError(f"there is no interface {name}")
 
     def close(self) -> None:

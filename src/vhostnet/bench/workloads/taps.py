@@ -55,11 +55,7 @@ def counter(host: Namespace, column: int) -> int:
 
 def counters(host: Namespace) -> list[int]:
     """The TAP's counters in /proc/net/dev, read at once."""
-    for line in host.net_dev.read_text().splitlines():
-        name, _, numbers = line.partition(":")
-        if name.strip() == TAP:
-            return [int(number) for number in numbers.split()]
-    raise HostError(f"there is no interface {TAP}")
+    return host.link_columns(TAP)
 
 
 def taken_per_second(
