@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 from beds import OFFERED, in_process
 
 from vhostnet.backends.port import PortBackend
-from vhostnet.device.port_net import PortNet, join_ports
+from vhostnet.device.port_net import PortNet, join_ports, part_ports
 from vhostnet.uapi.virtio import (
     VIRTIO_F_RING_PACKED,
     VIRTIO_F_VERSION_1,
@@ -42,21 +41,36 @@ class PortBed:
     """Two cards of *pairs* queue pairs each; every pair has a driver and a memory of its own."""
 
     def __init__(self, pairs: int = 1) -> None:
-        self.cards = tuple(
-            [PortNet(f"{name}{pair}") for pair in range(pairs)] for name in ("a", "b")
-        )
-        self._queues = [PortBackend(pairs).queues for _ in self.cards]
-        self._backends = self._queues  # they hold what the records point at
-        join_ports(*self.cards)
-        self._stack = contextlib.ExitStack()
+        self.pairs = pairs
+        self.cards: list[list[PortNet]] = [[], []]
+        self._backends: list[list[PortBackend]] = [[], []]  # they hold what the records point at
+        self._drivers: list[list[NetDriver]] = [[], []]
+        for card in (0, 1):
+            self.add(card)
+
+    def add(self, card: int) -> None:
+        """As device-add: joined to the other one, if that is there."""
+        self.cards[card] = [PortNet(f"{'ab'[card]}{pair}") for pair in range(self.pairs)]
+        self._backends[card].append(PortBackend(self.pairs))
+        part_ports(self.cards[card])
+        if self.cards[1 - card]:
+            join_ports(self.cards[1 - card], self.cards[card])
+
+    def remove(self, card: int) -> None:
+        """As device-del: its guests lose their sessions and take their memory with them."""
+        while self._drivers[card]:
+            self._drivers[card].pop().close()
+        part_ports(self.cards[card])
+        self.cards[card] = []
 
     def open(self, card: int, features: int = MRG, *, pair: int = 0, **options: Any) -> NetDriver:
         """A guest on card 0 or 1, not started."""
-        transport = in_process(self._queues[card][pair], self.cards[card][pair])
+        queue = self._backends[card][-1].queues[pair]
+        transport = in_process(queue, self.cards[card][pair])
         transport._features = OFFERED | OFFLOADS
         driver = NetDriver(transport, features=features, **options)
         assert driver.features == features
-        self._stack.callback(driver.close)
+        self._drivers[card].append(driver)
         return driver
 
     def both(
@@ -77,7 +91,8 @@ class PortBed:
         return self.cards[card][pair].rx.counters()
 
     def close(self) -> None:
-        self._stack.close()
+        for driver in self._drivers[0] + self._drivers[1]:
+            driver.close()
 
 
 def received(driver: NetDriver, timeout: float = 0.0) -> list[bytes]:

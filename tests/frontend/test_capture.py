@@ -310,7 +310,7 @@ def test_between_two_guests_each_sees_its_own(tmp_path: Path, features: int) -> 
     second.send(frame(3, 10))
     second.transport.flush()  # type: ignore[attr-defined]
     capture.stop()
-    bed._stack.close()
+    bed.close()
     file = read(path)
     said = {name: [(p.data, p.comment) for p in file.of(name)] for name in file.names}
     assert said == {

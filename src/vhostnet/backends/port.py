@@ -1,7 +1,7 @@
 """The backend that is another guest: what a card offers, and memory for its workers.
 
-There is nothing to open.  Which two cards belong together says the operator's NAME (`cli/serve`),
-and who moves what `device/port_net.py`.
+There is nothing to open.  Which two cards belong together says the operator's NAME
+(`cli/served_devices.py`), and who moves what `device/port_net.py`.
 """
 
 from __future__ import annotations

@@ -105,7 +105,6 @@ class _Checked:
         self._lines = lines
         self._problems: list[tuple[int, str]] = []
         self._devices: list[DeviceOptions] = []
-        self._all_backends_known = True
         tables = document.pop(DEVICE, None)
         self._settings = self._values((), document, DAEMON_OPTIONS)
         if tables is None:
@@ -144,9 +143,7 @@ class _Checked:
             self._problem(path, "backend is needed")
         for key, text in conflicts_within(given):
             self._problem((*path, key), text)
-        if "backend" not in given:
-            self._all_backends_known = False
-        else:
+        if "backend" in given:
             option = f"{self._path}:{self._lines.get(path, 1)}: [device.{name}]"
             self._devices.append(make_device(option, 0, {**given, "name": name}))
 
@@ -183,9 +180,6 @@ class _Checked:
         """What fits together is only said of values that are known: no error follows another."""
         wrong_alone = bool(self._problems)
         for number, key, text in conflicts_between(self._devices):
-            is_port = self._devices[number].backend.startswith("port:")
             if key == "queue-pairs" and wrong_alone:
-                continue
-            if key == "backend" and is_port and not self._all_backends_known:
                 continue
             self._problem((DEVICE, self._devices[number].name, key), text)

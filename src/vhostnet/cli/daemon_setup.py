@@ -60,16 +60,23 @@ def load_for_later() -> None:
 
     wanted = {
         name
-        for kind in ("tap", "coalescing-tap", "null", "loop", "gen")
+        for kind in ("tap", "coalescing-tap", "null", "loop", "gen", "port")
         for name in catalogue.kernels_for(kind, iommu=True)
     }
-    there = {
+    there = wanted - missing(wanted)
+    catalogue.warm(there - _loaded)
+    _loaded.update(there)
+
+
+def missing(names: set[str]) -> set[str]:
+    """Those of these kernels that this process has not, and that only the compiler can give it."""
+    from vhostnet.datapath import catalogue
+
+    return {
         spec.name
         for spec in catalogue.list_kernels()
-        if spec.name in wanted - _loaded and _is_in_cache(spec)
+        if spec.name in names - _loaded and not _is_in_cache(spec)
     }
-    catalogue.warm(there)
-    _loaded.update(there)
 
 
 def _is_in_cache(spec: KernelSpec) -> bool:
@@ -92,9 +99,9 @@ def load(names: set[str]) -> bool:
     from vhostnet.datapath import catalogue
 
     if not names <= _loaded:
-        if seal.is_sealed() or not catalogue.is_warm(names):
+        if seal.is_sealed() or missing(names):
             return False
-        catalogue.warm(names)
+        catalogue.warm(names - _loaded)
         _loaded.update(names)
     return True
 

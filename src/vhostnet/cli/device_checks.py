@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 from vhostnet.cli.config_file import ConfigFile
 from vhostnet.cli.daemon_setup import kernels_of
+from vhostnet.cli.device_options import lone_ports
 from vhostnet.cli.host_checks import Finding
 from vhostnet.errors import HostError, VhostnetError
 from vhostnet.frontdoors.listening_socket import check_free
@@ -35,6 +36,7 @@ def device_findings(config: ConfigFile) -> list[Finding]:
         for device in config.devices
         if device.worker_scheduling is not None
     ]
+    found += [_lone_port(config.devices[number]) for number in lone_ports(config.devices)]
     return [*found, *_kernels(config.devices)]
 
 
@@ -47,6 +49,12 @@ def _finding(what: str, device: DeviceOptions, probe: Callable[[DeviceOptions], 
         return Finding(what, ("serve",), False, str(error))
     except VhostnetError as error:
         return Finding(what, ("serve",), False, str(error))
+
+
+def _lone_port(device: DeviceOptions) -> Finding:
+    """No fault of the host's: its partner may come later, or one of the names is mistyped."""
+    said = f"no other device has {device.backend}: what is sent is dropped until one comes"
+    return Finding(f"{device.name} partner", (), False, said)
 
 
 def _socket(device: DeviceOptions) -> str:

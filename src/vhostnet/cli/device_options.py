@@ -29,13 +29,14 @@ def devices_of(args: argparse.Namespace, is_activated: bool = False) -> tuple[De
     """
     given = given_of(args, DEVICE_OPTIONS)
     if not args.device:
-        return (_flat_device(given, is_activated),)
+        return (_flat_device(given, is_activated, args),)
     refuse_beside("--device", given)
     devices = tuple(
         _parse_device(number, text, is_activated) for number, text in enumerate(args.device)
     )
     for _, key, text in conflicts_between(devices):
         raise UsageError(f"--device: {key}: {text}")
+    _refuse_lone_ports("--device: backend", devices, args)
     return devices
 
 
@@ -89,38 +90,53 @@ def conflicts_between(devices: Sequence[DeviceOptions]) -> Iterator[tuple[int, s
             if value is not None and value in seen:
                 yield number, key, f"two devices have the {key} {value}"
             seen.add(value)
+    for backend, numbers in _users(devices, "tap").items():
+        for number in numbers[1:]:
+            yield number, "backend", f"two devices have {backend}"
+    for backend, numbers in _users(devices, "port").items():
+        first, *others = (devices[number] for number in numbers)
+        for number in numbers[2:]:
+            text = f"{backend} joins two devices, {first.name} and {others[0].name} already"
+            yield number, "backend", text
+        if others and others[0].queue_pairs != first.queue_pairs:
+            yield (
+                numbers[1],
+                "queue-pairs",
+                f"the two devices of {backend} have {first.queue_pairs} and "
+                f"{others[0].queue_pairs} queue pairs; it takes equally many",
+            )
+
+
+def lone_ports(devices: Sequence[DeviceOptions]) -> Iterator[int]:
+    """The devices whose `port:NAME` no other one has, as indices."""
+    for numbers in _users(devices, "port").values():
+        if len(numbers) == 1:
+            yield numbers[0]
+
+
+def _users(devices: Sequence[DeviceOptions], kind: str) -> dict[str, list[int]]:
+    """Backends of this kind, and the devices that have them, as indices."""
     users: dict[str, list[int]] = {}
     for number, device in enumerate(devices):
-        if check_spec(device.backend)[0] in ("port", "tap"):
+        if check_spec(device.backend)[0] == kind:
             users.setdefault(device.backend, []).append(number)
-    for backend, numbers in users.items():
-        if backend.startswith("tap:"):
-            for number in numbers[1:]:
-                yield number, "backend", f"two devices have {backend}"
-        elif len(numbers) != 2:
-            found = "one device has" if len(numbers) == 1 else f"{len(numbers)} devices have"
-            yield numbers[-1], "backend", f"{backend}: {found} it; it joins two, each a device"
-        else:
-            pairs = [devices[number].queue_pairs for number in numbers]
-            if pairs[0] != pairs[1]:
-                yield (
-                    numbers[1],
-                    "queue-pairs",
-                    f"the two devices of {backend} have {pairs[0]} and {pairs[1]} queue pairs; it "
-                    "takes equally many",
-                )
+    return users
 
 
-def port_pairs(devices: Sequence[DeviceOptions]) -> list[tuple[int, int]]:
-    """The devices that `backend=port:NAME` joins, as indices; they have no conflicts."""
-    users: dict[str, list[int]] = {}
-    for number, device in enumerate(devices):
-        if device.backend.startswith("port:"):
-            users.setdefault(device.backend, []).append(number)
-    return [(first, second) for first, second in users.values()]
+def _refuse_lone_ports(
+    option: str, devices: Sequence[DeviceOptions], args: argparse.Namespace
+) -> None:
+    """Raise UsageError if the partner of a port is not there and cannot come."""
+    for number in [] if args.control else lone_ports(devices):
+        raise UsageError(
+            f"{option}: {devices[number].backend}: one device has it; it joins two, each a "
+            "--device (with --control, the other one may come by device-add)"
+        )
 
 
-def _flat_device(given: Mapping[str, object], is_activated: bool) -> DeviceOptions:
+def _flat_device(
+    given: Mapping[str, object], is_activated: bool, args: argparse.Namespace
+) -> DeviceOptions:
     if "socket" not in given and "fd" not in given and not is_activated:
         raise UsageError("one of --socket-path, --fd, --device and --config is needed")
     if "socket" in given and "fd" in given:
@@ -132,8 +148,7 @@ def _flat_device(given: Mapping[str, object], is_activated: bool) -> DeviceOptio
     for key, text in conflicts_within(given):
         raise UsageError(f"--{key}: {text}")
     device = make_device("--fd" if "fd" in given else "--socket-path", 0, given)
-    for _, key, text in conflicts_between([device]):
-        raise UsageError(f"--{key}: {text}")
+    _refuse_lone_ports("--backend", [device], args)
     return device
 
 

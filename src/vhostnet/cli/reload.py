@@ -99,8 +99,6 @@ class Reload:
                 yield str(error)
 
     def _add(self, device: DeviceOptions) -> None:
-        if device.backend.startswith("port:"):
-            raise VhostnetError(f"{device.option} backend: {device.backend}: {RESTART}")
         try:
             self._daemon.add(device)
         except VhostnetError as error:

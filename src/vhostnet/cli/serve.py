@@ -26,7 +26,7 @@ from vhostnet.cli.activation import (
 from vhostnet.cli.config_file import read_config
 from vhostnet.cli.control_socket import check_control, control_socket, listen
 from vhostnet.cli.daemon_setup import kernels_of, leaving_at_once, warm
-from vhostnet.cli.device_options import devices_of, port_pairs, refuse_beside
+from vhostnet.cli.device_options import devices_of, refuse_beside
 from vhostnet.cli.observing import MetricsDoor, observed
 from vhostnet.cli.options import (
     DAEMON_OPTIONS,
@@ -45,8 +45,10 @@ from vhostnet.cli.sandbox import Sandbox, policy_of, sandboxed
 from vhostnet.cli.served_devices import (
     ServeDaemon,
     check_permitted,
+    join_partner,
     make_device,
     open_backend_of,
+    say_lone,
 )
 from vhostnet.cli.service_manager import Watchdog, status_lines, watchdog_s
 from vhostnet.errors import ConfigError, UsageError
@@ -74,7 +76,7 @@ backends:
   loop          sends every packet back to the guest
   gen:size=N    sends packets of N bytes as fast as the guest takes them (N=imix: 64, 594
                 and 1514 bytes, 7 to 4 to 1)
-  port:NAME     a cable to the other device that has port:NAME (two --device)
+  port:NAME     a cable to the other device that has port:NAME (two --device, or device-add)
 
 examples:
   vhostnet serve --socket-path /run/vm1.sock --backend tap:tap0
@@ -126,7 +128,6 @@ def main(args: argparse.Namespace) -> int:
     listeners, left = listeners_of(wanted_devices, offered)
     check_all_taken(wanted_devices, left)
     options = _daemon_options(wanted_devices, settings, listeners)
-    joined = port_pairs(options.devices)
     check_ready_fd(settings["ready-fd"])
     check_sockets(options)
     check_control(settings["control"])
@@ -163,8 +164,10 @@ def main(args: argparse.Namespace) -> int:
                 make_device(loop, wanted, backend)
                 for backend, wanted in zip(backends, options.devices, strict=True)
             ]
-            for first, second in joined:
-                devices[first].join(devices[second])
+            for number, wanted in enumerate(options.devices):
+                before = zip(options.devices, devices[:number], strict=False)
+                join_partner(wanted, devices[number], before)
+            say_lone(options.devices)
             return serve(
                 loop,
                 options,

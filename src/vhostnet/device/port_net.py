@@ -24,6 +24,9 @@ whoever serves the ring looks where it may be:
                                        control, and as if there were some where either worker is new
     a worker that does not rest        as if there were some, if it has rested before
 
+A card whose other end nobody has yet, or has any more, is joined to one that no guest will ever
+have: so its workers find what they find when the other guest is gone.
+
 A guest need not use all pairs of its card.  What arrives for a pair that does not run goes to one
 that does; only then a ring has several workers, which take turns by a lock.
 """
@@ -87,7 +90,7 @@ class PortNet(VhostNet):
     """One queue pair of a card that is joined to another card.
 
     Attributes:
-        peers: all pairs of the other card; none until `join`.
+        peers: all pairs of the other card; none until `join_ports` or `part_ports`.
         leads: where one worker serves both ways, it is this card's.
     """
 
@@ -240,7 +243,37 @@ class PortNet(VhostNet):
 
 
 def join_ports(ours: Sequence[PortNet], theirs: Sequence[PortNet]) -> None:
-    """Let two cards with equally many pairs be each other's network; neither has an owner yet."""
+    """Let two cards with equally many pairs be each other's network; ours leads.
+
+    Neither is joined to a third.  What either guest does meanwhile goes on.
+    """
+    with _parked(ours, theirs):
+        _connect(ours, theirs)
+
+
+def part_ports(ours: Sequence[PortNet]) -> None:
+    """Let nobody be at the other end of a card without owner, nor of the one it was joined to.
+
+    What a guest sends there is dropped and counted, until its card is joined to another one.
+    """
+    theirs = ours[0].peers
+    with _parked(ours, theirs):
+        for card in (ours, theirs):
+            if card:
+                _connect(card, [PortNet("nobody")] * len(card))
+
+
+@contextlib.contextmanager
+def _parked(*cards: Sequence[PortNet]) -> Iterator[None]:
+    """Keep all workers of these cards parked."""
+    with contextlib.ExitStack() as stack:
+        for net in (net for card in cards for net in card):
+            if net.worker is not None:
+                stack.enter_context(net.worker.quiesced())
+        yield
+
+
+def _connect(ours: Sequence[PortNet], theirs: Sequence[PortNet]) -> None:
     for card, other in ((ours, theirs), (theirs, ours)):
         for pair, net in enumerate(card):
             net.pair, net.peers, net.leads = pair, tuple(other), card is ours

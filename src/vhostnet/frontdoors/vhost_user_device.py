@@ -26,7 +26,7 @@ from vhostnet.device.memory import (
     map_region,
     same_region,
 )
-from vhostnet.device.port_net import PortNet, join_ports
+from vhostnet.device.port_net import PortNet, join_ports, part_ports
 from vhostnet.device.ring_formats import VringAddresses
 from vhostnet.device.scheduling import Scheduling
 from vhostnet.device.vhost_net import VhostNet
@@ -130,6 +130,9 @@ class VhostUserDevice:
         ]
         for pair, net in enumerate(self.nets):
             net.card, net.pair = name, pair
+        self._ports = [net for net in self.nets if isinstance(net, PortNet)]
+        if self._ports:
+            part_ports(self._ports)
         self.rings = [
             VhostUserRing(index, self.nets[index // 2], index % 2, backend.queues[index // 2])
             for index in range(self.n_rings)
@@ -151,12 +154,11 @@ class VhostUserDevice:
         self._status = 0
 
     def join(self, other: VhostUserDevice) -> None:
-        """Be the other card's network, and it ours: both have port backends, and no session."""
-        join_ports(self._ports, other._ports)
+        """Be the other card's network, and it ours: both have port backends, and no other card.
 
-    @property
-    def _ports(self) -> list[PortNet]:
-        return [net for net in self.nets if isinstance(net, PortNet)]
+        Their sessions go on.
+        """
+        join_ports(self._ports, other._ports)
 
     # --- sessions ---------------------------------------------------------------------
 
@@ -201,8 +203,10 @@ class VhostUserDevice:
         self._discard_pending()
 
     def close(self) -> None:
-        """The end of the daemon: end the session and give the backend back."""
+        """End the session, leave the card that we are joined to, and give the backend back."""
         self.close_session()
+        if self._ports:
+            part_ports(self._ports)
         self.backend.close()
 
     def _discard_pending(self) -> None:

@@ -162,7 +162,14 @@ def test_every_key_of_a_device_can_be_in_a_file():
             "devices.a.backend = 'null'\n[device.b]\nbackend='null'",
             "f:1: devices: there is no",
         ),
-        ("[device.a]\nbackend='port:x'", "f:2: [device.a] backend: port:x: one device has it"),
+        (
+            "[device.a]\nbackend='port:'",
+            "f:2: [device.a] backend: backend 'port:': port:NAME",
+        ),
+        (
+            "".join(f"[device.{name}]\nbackend='port:x'\n" for name in "abc"),
+            "f:6: [device.c] backend: port:x joins two devices, a and b already",
+        ),
         ("[device]\na.backend='nul'", "f:2: [device.a] backend: unknown backend 'nul'"),
         ("device = {a = {backend = 'nul'}}", "f:1: [device.a] backend: unknown backend 'nul'"),
         ("x = " + "[" * 5000, "f: is nested too deeply"),

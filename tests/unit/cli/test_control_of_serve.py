@@ -243,7 +243,7 @@ def test_devices_come_and_go_while_another_one_moves_packets(daemon, guest):
         ({"socket": "/nowhere/x", "backend": "null"}, "outside of what the sandbox allows"),
         ({"socket": "/tmp/x", "backend": "null", "queue_pairs": 128}, "from 1 to 127"),
         ({"socket": "/tmp/x", "backend": "null", "linux_abi": "2.4"}, "not one of"),
-        ({"socket": "/tmp/x", "backend": "port:a"}, "command line only"),
+        ({"socket": "/tmp/x", "backend": "port:"}, "a name that two devices share"),
         ({"socket": "/tmp/x", "backend": "tap-fd:999"}, "999"),
         ({"socket": "/tmp/x\0y", "backend": "null"}, "one line"),
     ],
