@@ -81,7 +81,9 @@ def load(place: Path) -> WorkloadResult:
     """
     try:
         data = json.loads(place.read_text())
-    except (OSError, ValueError) as err:
+    except OSError as err:
+        raise UsageError(f"{place}: {err.strerror}") from None
+    except ValueError as err:
         raise UsageError(f"{place}: {err}") from None
     return from_json(data, str(place))
 

@@ -150,7 +150,8 @@ def _follow(client: ControlClient, names: Sequence[str], as_json: bool) -> int:
     known = {event["name"] for event in client.execute("query-events")}
     for name in names:
         if name not in known:
-            raise UsageError(f"there is no event {name!r}{nearest(name, known)}")
+            suggestion = nearest(name, known) or f"; events are {', '.join(sorted(known))}"
+            raise UsageError(f"there is no event {name!r}{suggestion}")
     for event in client.events():
         if names and event["event"] not in names:
             continue
