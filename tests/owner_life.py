@@ -75,7 +75,7 @@ class Owner:
         return self.ring.addr(0).avail_user_addr + 2 - self.hva
 
     def wait_for_traffic(self) -> bool:
-        for _ in range(200):
+        for _ in range(100_000):  # a minute: a bound against hanging
             if self.ring.read_used_idx():
                 return True
             time.sleep(0.0005)

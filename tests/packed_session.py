@@ -20,7 +20,7 @@ from vhostnet_frontend.vnet_header import header_size
 PACKED = mask(VIRTIO_F_RING_PACKED)
 FEATURES = PACKED | V1 | MRG | EVENT_IDX | mask(VIRTIO_RING_F_INDIRECT_DESC)
 NUM, TURNS, EACH = 61, 40, 20
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 def received(tap: Tap, n: int) -> list[bytes]:

@@ -12,7 +12,7 @@ class Scrape:
 
     def __init__(self, path: str) -> None:
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(20)
+            client.settimeout(60)
             client.connect(path)
             client.sendall(b"GET /metrics HTTP/1.1\r\nHost: vhostnet\r\n\r\n")
             data = b""

@@ -30,7 +30,7 @@ from vhostnet.demo.qemu import GuestVM
 TESTS = Path(__file__).parents[1]
 NODE = "/dev/vhost-net"
 #: Importing numba takes a processor that is emulated the better part of a minute.
-START_S = 240.0
+START_S = 600.0
 
 
 class Bed:
@@ -48,7 +48,7 @@ class Bed:
         )
         self.guest = GuestVM(image, machine)
         self.guest.wait_for_shell()
-        self.guest.check(f"{MOUNT} && {LOAD} cuse && {LOAD} tun && {LOAD} bridge", timeout=120.0)
+        self.guest.check(f"{MOUNT} && {LOAD} cuse && {LOAD} tun && {LOAD} bridge")
         self.guest.check("mkdir -p /dev/pts /dev/shm")
 
     def __enter__(self) -> Bed:
@@ -69,11 +69,11 @@ class Bed:
         environment["PYTHONPATH"] = ":".join(sources)
         return on_host_files([sys.executable, *words], **environment)
 
-    def run(self, *words: str, timeout: float = 60.0) -> tuple[int, str]:
+    def run(self, *words: str, timeout: float = START_S) -> tuple[int, str]:
         """Run it; (exit status, output)."""
         return self.guest.run(self.command(*words), timeout)
 
-    def result(self, *words: str, timeout: float = 120.0) -> Any:
+    def result(self, *words: str, timeout: float = START_S) -> Any:
         """What a session of ours printed behind "RESULT "."""
         status, output = self.run(*words, timeout=timeout)
         assert status == 0, output[-3000:]
@@ -125,7 +125,7 @@ class Chardev:
     def end(self, signal: str = "TERM") -> int:
         """Send it a signal; returns its exit status."""
         self.bed.guest.check(f"kill -{signal} {self.pid}")
-        deadline = time.monotonic() + 60.0
+        deadline = time.monotonic() + START_S
         while (status := self.status()) is None:
             assert time.monotonic() < deadline, self.log()
             time.sleep(0.2)

@@ -54,7 +54,7 @@ QUICK = (
     "six_hundred_packets_and_a_kick",
 )
 
-pytestmark = [pytest.mark.vmm, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vmm, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @functools.cache
@@ -122,7 +122,7 @@ def test_a_static_node_is_named_and_nobody_is_behind_it(bed: Bed) -> None:
 def said(bed: Bed, chardev: Chardev) -> dict[str, Any]:
     """What the session in the VM saw of the door."""
     assert chardev.status() is None
-    found: dict[str, Any] = bed.result(str(HERE / "door_session.py"), timeout=300.0)
+    found: dict[str, Any] = bed.result(str(HERE / "door_session.py"))
     return found
 
 
@@ -186,7 +186,7 @@ def test_the_owner_is_a_process_until_its_exec_or_end(said: dict[str, Any]) -> N
 
 @pytest.mark.usefixtures("chardev")
 def test_scenarios_of_the_oracle_come_out_as_in_linux(bed: Bed) -> None:
-    found = bed.result("-m", "oracle.session", *QUICK, timeout=300.0)
+    found = bed.result("-m", "oracle.session", *QUICK)
     assert found["failures"] == {}
     assert found["outcomes"].keys() == set(QUICK)
     assert judged(found["outcomes"]) == {}
@@ -210,7 +210,7 @@ def test_the_metrics_tell_of_each_open_file(bed: Bed) -> None:
 def test_nothing_is_left_of_what_was_closed(bed: Bed, chardev: Chardev) -> None:
     bed.result(str(HERE / "door_session.py"), "1", "1")  # what is made once and kept
     descriptors, threads = chardev.n_descriptors(), chardev.n_threads()
-    bed.result(str(HERE / "door_session.py"), "100", "50", timeout=300.0)
+    bed.result(str(HERE / "door_session.py"), "100", "50")
     assert chardev.n_descriptors() == descriptors
     assert chardev.n_threads() == threads
 
@@ -275,7 +275,7 @@ def test_a_crash_is_repaired_at_the_next_start_whatever_its_options(
 def test_packed_rings_are_offered_on_request(bed: Bed) -> None:
     warm_for_any_processor(catalogue.kernels_for_character_device(packed_rings=True))
     chardev = Chardev(bed, "--replace-node", "--packed-rings")
-    said = bed.result(str(HERE / "packed_session.py"), "300", timeout=300.0)
+    said = bed.result(str(HERE / "packed_session.py"), "300")
     ways = {"the TAP": True, "the driver": True}
     assert said == {"shared": ways, "private": ways}
     assert chardev.end() == 0

@@ -235,7 +235,7 @@ class PretendedBackend:
 
     def close(self) -> None:
         self.front.close()
-        self._thread.join(5.0)
+        self._thread.join(60.0)
         if self.channel is not None:
             self.channel.close()
         for fd in self.fds:

@@ -44,7 +44,7 @@ def raw_socket() -> socket.socket:
     """The host's end of the TAP: what the guest sends is received here, and the reverse."""
     made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, ETHERTYPE)
     made.bind(("tap0", ETHERTYPE))
-    made.settimeout(5.0)
+    made.settimeout(60.0)
     return made
 
 
@@ -87,7 +87,7 @@ def traffic(private: bool, tap: int, wire: socket.socket) -> dict[str, object]:
             lengths = []
             for k, size in enumerate(sizes):
                 wire.send(frame(k, size))
-                packet = driver.receive_packet(timeout=5.0)
+                packet = driver.receive_packet(timeout=60.0)
                 if packet is None or packet.frame != frame(k, size):
                     lengths.append(("lost", None if packet is None else packet.frame.hex()))
                 else:

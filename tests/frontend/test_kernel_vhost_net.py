@@ -54,7 +54,7 @@ def guest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuestVM]:
 @pytest.fixture(scope="module")
 def seen(guest: GuestVM) -> dict[str, dict[str, object]]:
     """What the session in the guest saw."""
-    status, output = guest.run("python3 /opt/kernel_session.py", timeout=120.0)
+    status, output = guest.run("python3 /opt/kernel_session.py", timeout=600.0)
     assert status == 0, output
     results = [line for line in output.splitlines() if line.startswith("RESULT ")]
     found: dict[str, dict[str, object]] = json.loads(results[0].removeprefix("RESULT "))

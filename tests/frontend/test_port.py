@@ -64,7 +64,7 @@ def test_frames_arrive_both_ways_whatever_was_negotiated(
                 sender.send(one)
                 bed.flush()
             for one in frames:
-                packet = receiver.receive_packet(timeout=5.0)
+                packet = receiver.receive_packet(timeout=60.0)
                 assert packet is not None
                 assert packet.frame == one
                 header = VnetHeader.unpack(packet.header)
@@ -81,7 +81,7 @@ def test_a_large_frame_takes_several_buffers(bed: PortBed, kind: str) -> None:
     for k in range(20):
         a.send(frame(k, 3000))
         bed.flush()
-        packet = b.receive_packet(timeout=5.0)
+        packet = b.receive_packet(timeout=60.0)
         assert packet is not None
         assert packet.frame == frame(k, 3000)
         assert packet.lengths == (256,) * 11 + (3012 - 11 * 256,)
@@ -126,7 +126,7 @@ def test_without_a_partner_packets_are_taken_and_counted(bed: PortBed) -> None:
     assert bed.tx(0)["drop_no_peer"] == 300
     b = bed.open(1).start()
     a.send(frame(301))
-    assert b.receive(timeout=5.0) == frame(301)
+    assert b.receive(timeout=60.0) == frame(301)
     assert bed.tx(0)["packets"] == 1
 
 
@@ -168,7 +168,7 @@ def test_a_partner_that_goes_in_the_middle_of_traffic(bed: PortBed, how: str) ->
     try:
         for turn in range(10):
             assert received(b, 0.0) is not None
-            assert b.receive(timeout=5.0) == frame(1, 300), turn
+            assert b.receive(timeout=60.0) == frame(1, 300), turn
             if how == "stop":
                 b.stop()
                 b.start()
@@ -192,9 +192,9 @@ def test_one_worker_serves_both_ways(bed: PortBed) -> None:
     runs = second.counters()["runs"]  # of before the first guest was there
     for k in range(20):
         assert a.send(frame(k)) is None
-        assert b.receive(timeout=5.0) == frame(k)
+        assert b.receive(timeout=60.0) == frame(k)
         assert b.send(frame(100 + k)) is None  # a kick alone wakes the first card's worker
-        assert a.receive(timeout=5.0) == frame(100 + k)
+        assert a.receive(timeout=60.0) == frame(100 + k)
     assert second.counters()["runs"] == runs
     assert first.counters()["runs"] >= 40
     assert bed.tx(1)["kicks"] > 0
@@ -212,7 +212,7 @@ def test_guests_that_come_and_go_always_find_a_worker(bed: PortBed) -> None:
         guests[leaver] = bed.open(leaver, PACKED_MRG if turn % 3 else MRG).start()
         for sender, receiver in (guests, guests[::-1]):
             sender.send(frame(200 + turn))
-            assert receiver.receive(timeout=5.0) == frame(200 + turn)
+            assert receiver.receive(timeout=60.0) == frame(200 + turn)
 
 
 @pytest.mark.parametrize("card", [0, 1])
@@ -230,7 +230,7 @@ def test_a_start_counts_though_no_worker_saw_the_stop_before_it(bed: PortBed, ca
         sender.tx[0].ring.add([Buffer(buffer, len(data))], [buffer])
         sender.tx[0].ring.publish()  # and no kick: a start runs the handler once
         net.set_backend(1, queue)
-    assert receiver.receive(timeout=5.0) == frame(7)
+    assert receiver.receive(timeout=60.0) == frame(7)
 
 
 def test_a_sender_that_goes_leaves_the_partner_its_buffers(bed: PortBed) -> None:
@@ -243,7 +243,7 @@ def test_a_sender_that_goes_leaves_the_partner_its_buffers(bed: PortBed) -> None
         assert received(b) == [frame(k) for k in range(10)]
         a = bed.open(0, num=16).start()
         assert b.send(frame(turn)) is None
-        assert a.receive(timeout=5.0) == frame(turn)
+        assert a.receive(timeout=60.0) == frame(turn)
 
 
 def test_a_disabled_sender_is_discarded(bed: PortBed) -> None:
@@ -296,7 +296,7 @@ def test_nothing_of_a_senders_header_goes_through_unasked(bed: PortBed) -> None:
     a, b = bed.both(MRG, MRG | CSUM)
     a.send(frame(1), header=b"\xfe\x00" + b"\xff" * 10)
     a.flush()
-    packet = b.receive_packet(timeout=5.0)
+    packet = b.receive_packet(timeout=60.0)
     assert packet is not None
     assert VnetHeader.unpack(packet.header) == VnetHeader(num_buffers=1)
 
@@ -360,7 +360,7 @@ def test_what_is_received_is_in_the_dirty_log_and_nothing_else(bed: PortBed) -> 
     b.start()
     a.start()
     a.send(frame(1))
-    assert b.receive(timeout=5.0) == frame(1)
+    assert b.receive(timeout=60.0) == frame(1)
     bed.flush()
     bits = int.from_bytes(os.pread(fd, 32, 0), "little")
     assert bits == 1 << (b.rx[0].buffers[0] >> 12)
@@ -379,7 +379,7 @@ def test_busy_polling_finds_what_was_not_kicked(bed: PortBed, adaptive: bool) ->
     assert worker is not None
     for k in range(20):
         a.send(frame(k))
-        assert b.receive(timeout=5.0) == frame(k)
+        assert b.receive(timeout=60.0) == frame(k)
     assert int(worker.record[0]["spins"]) > 0
     assert bed.rx(1)["packets"] == 20
 
@@ -389,7 +389,7 @@ def test_a_ring_without_a_kick_is_looked_at(bed: PortBed) -> None:
     bed.cards[0][0].set_vring_polled(1)
     for k in range(5):
         a.send(frame(k))
-        assert b.receive(timeout=5.0) == frame(k)
+        assert b.receive(timeout=60.0) == frame(k)
 
 
 def test_the_driver_says_whether_it_wants_interrupts(bed: PortBed) -> None:
@@ -421,8 +421,8 @@ def test_each_pair_has_its_partner(wide: PortBed) -> None:
         drivers[0][pair].send(frame(pair))
         drivers[1][pair].send(frame(10 + pair))
     for pair in (0, 1):
-        assert drivers[1][pair].receive(timeout=5.0) == frame(pair)
-        assert drivers[0][pair].receive(timeout=5.0) == frame(10 + pair)
+        assert drivers[1][pair].receive(timeout=60.0) == frame(pair)
+        assert drivers[0][pair].receive(timeout=60.0) == frame(10 + pair)
 
 
 def test_a_pair_that_starts_last_is_noticed_by_all_others(wide: PortBed) -> None:
@@ -433,11 +433,11 @@ def test_a_pair_that_starts_last_is_noticed_by_all_others(wide: PortBed) -> None
     last = wide.open(0, pair=1).start()  # from now on the first pairs have one worker
     for sender, receiver in ((first, second), (second, first)):
         sender.send(frame(1))
-        assert receiver.receive(timeout=5.0) == frame(1)
+        assert receiver.receive(timeout=60.0) == frame(1)
     last.close()  # and now two again
     for sender, receiver in ((first, second), (second, first)):
         sender.send(frame(2))
-        assert receiver.receive(timeout=5.0) == frame(2)
+        assert receiver.receive(timeout=60.0) == frame(2)
 
 
 @pytest.mark.parametrize("card", [0, 1])
@@ -477,7 +477,7 @@ def test_pairs_that_the_partner_does_not_use_go_to_those_that_it_does(wide: Port
     # and back to one each when the other pair comes
     other = wide.open(1, pair=0).start()
     senders[0].send(frame(7))
-    assert other.receive(timeout=5.0) == frame(7)
+    assert other.receive(timeout=60.0) == frame(7)
 
 
 def test_a_worker_that_finds_another_at_the_ring_comes_back() -> None:
@@ -550,4 +550,4 @@ def test_a_broken_ring_does_not_harm_the_partner(
         again.flush()
         assert received(good) == [frame(k) for k in range(16)]
         good.send(frame(99))
-        assert again.receive(timeout=5.0) == frame(99)
+        assert again.receive(timeout=60.0) == frame(99)

@@ -159,7 +159,7 @@ class RunBed(Bed):
         nic = self.tap(queue_pairs, properties)
         prefix = [*self.prefix, *within]
         guest = self.stack.enter_context(GuestVM(self.image, machine, [nic], prefix=prefix))
-        guest.wait_for_shell(240.0)
+        guest.wait_for_shell()
         guest.add_address(0, f"{GUEST}/24")
         check_vhost(guest, self.log)
         return guest

@@ -22,7 +22,7 @@ from vhostnet.demo.qemu import GuestError
 from vhostnet.demo.tools import require, run_short, spawn
 from vhostnet.errors import HostError
 
-BOOT_S = 60.0
+BOOT_S = 120.0
 _NODES = {"null": "1 3", "zero": "1 5", "full": "1 7", "random": "1 8", "urandom": "1 9"}
 _TUN = "10 200"
 _NAMESPACES = ("--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child")
@@ -86,7 +86,7 @@ class Container:
         found = children.read_text().split() if children.exists() else []
         return int(found[0]) if found else None
 
-    def run(self, command: str, timeout: float = 30.0) -> tuple[int, str]:
+    def run(self, command: str, timeout: float = 60.0) -> tuple[int, str]:
         """As `GuestVM.run`."""
         first = self._first()
         if first is None:
@@ -99,7 +99,7 @@ class Container:
             raise GuestError(str(error)) from error
         return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
 
-    def check(self, command: str, timeout: float = 30.0) -> str:
+    def check(self, command: str, timeout: float = 60.0) -> str:
         """As `GuestVM.check`."""
         status, output = self.run(command, timeout)
         if status != 0:
@@ -172,7 +172,7 @@ def _cgroup2() -> Path:
 
 def _remove(cgroup: Path) -> None:
     """Remove the (empty) tree; what was killed may take a moment to leave it."""
-    deadline = time.monotonic() + 10.0
+    deadline = time.monotonic() + 60.0
     while cgroup.exists():
         for folder, _, _ in os.walk(cgroup, topdown=False):
             with contextlib.suppress(OSError):

@@ -95,7 +95,7 @@ def boot(folder: Path, *, watchdog_s: int, memory_mib: int = 1536) -> GuestVM:
     accel = accelerator(guest_image())
     guest = GuestVM(image, Machine(accel, memory_mib=memory_mib, smp=2, shares_root=True))
     try:
-        guest.wait_for_shell(180.0)
+        guest.wait_for_shell(600.0)
     except BaseException:
         guest.stop()
         raise

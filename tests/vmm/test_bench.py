@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from serve_process import READY_S
 from vhostnet.bench.results import load
 
 pytestmark = [
@@ -23,7 +24,7 @@ def test_one_case_of_g2d_and_its_peer(tmp_path) -> None:
         [sys.executable, "-m", "vhostnet", "bench", "g2d", *words, "--output", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=READY_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-800:]
@@ -49,7 +50,7 @@ def test_one_case_of_g2tap_tcp_merges_and_counts_segments(tmp_path) -> None:
         [sys.executable, "-m", "vhostnet", "bench", "g2tap-tcp", *words, "--output", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=READY_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-800:]
@@ -68,7 +69,7 @@ def test_one_case_of_vm2vm_and_its_peer(tmp_path) -> None:
         [sys.executable, "-m", "vhostnet", "bench", "vm2vm", *words, "--output", str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=READY_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-800:]

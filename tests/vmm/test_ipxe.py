@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 GUEST = "192.0.2.2"
 # An emulated processor needs 15 s to DHCP, and 5 s for 19 MB in blocks that are waited for.
-FETCH_S, BOOT_S = 60.0, 30.0
+FETCH_S = 240.0
 
 pytestmark = [
     pytest.mark.vmm,
@@ -81,7 +81,7 @@ def test_ipxe_loads_linux_and_hands_the_card_over(bed: Bed) -> None:
     )
     guest = bed.power_on(machine)
     fetched(boot, guest, "initrd.gz")
-    guest.wait_for_shell(BOOT_S)
+    guest.wait_for_shell()
     assert boot.sent() == [SCRIPT, "vmlinuz", "initrd.gz"]
     assert boot.leased() == [GUEST]
     guest.add_address(0, f"{GUEST}/24")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from serve_process import PATIENCE_S
 from vhostnet.demo import measure
 from vhostnet.demo.machine import Machine
 
@@ -38,7 +39,7 @@ def test_stop_and_cont_in_the_middle_of_a_transfer(bed: Bed) -> None:
         guest.qmp("stop")
         time.sleep(0.1)
         guest.qmp("cont")
-    guest.wait_until("test -e /tmp/done", timeout=20)
+    guest.wait_until("test -e /tmp/done")
     assert "60 packets received" in guest.check("cat /tmp/ping")
 
 
@@ -99,7 +100,7 @@ def test_memory_is_plugged_in_while_packets_flow(bed: Bed, queue_pairs: int) -> 
     guest.check("mount -o remount,size=90% /tmp")
     assert measure.transfer(bed.path(guest), "to_guest", 120)
     assert measure.transfer(bed.path(guest), "to_host", 16)
-    guest.wait_until("grep -q transmitted /tmp/ping", timeout=20)
+    guest.wait_until("grep -q transmitted /tmp/ping")
     assert " 0% packet loss" in guest.check("cat /tmp/ping")
 
 
@@ -125,9 +126,9 @@ def test_a_new_daemon_takes_over_a_running_guest(bed: Bed, end: signal.Signals) 
     guest = bed.boot(reconnect_s=1)
     bed.assert_pings(guest)
     daemon.process.send_signal(end)
-    daemon.process.wait(10)
+    daemon.process.wait(PATIENCE_S)
     bed.start_daemon()
-    guest.wait_until("ping -c 1 -W 1 192.0.2.1", timeout=15)
+    guest.wait_until("ping -c 1 -W 1 192.0.2.1")
     bed.assert_pings(guest)
     bed.assert_transfers(guest)
 
@@ -148,16 +149,14 @@ def test_one_off_ends_with_its_vmm(bed: Bed) -> None:
     guest = bed.boot()
     bed.assert_pings(guest)
     guest.stop()
-    assert daemon.process.wait(10) == 0
+    assert daemon.process.wait(PATIENCE_S) == 0
 
 
 @pytest.mark.usefixtures("vhostnet_only")
-def test_the_daemon_ends_quickly_with_a_guest_attached(bed: Bed) -> None:
+def test_the_daemon_ends_with_a_guest_attached(bed: Bed) -> None:
     daemon = bed.serve()
     assert daemon is not None
     guest = bed.boot()
     bed.assert_pings(guest)
-    before = time.monotonic()
     daemon.process.send_signal(signal.SIGTERM)
-    assert daemon.process.wait(10) == 0
-    assert time.monotonic() - before < 2
+    assert daemon.process.wait(PATIENCE_S) == 0

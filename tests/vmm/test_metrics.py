@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from conftest import Bed
 
 pytestmark = [pytest.mark.vmm, pytest.mark.root, pytest.mark.usefixtures("vhostnet_only")]
-QUIET_S = 60.0
+QUIET_S = 240.0
 LONG = pytest.mark.skipif(
     os.environ.get("VHOSTNET_TEST_LONG") != "1", reason="takes long: VHOSTNET_TEST_LONG=1"
 )
@@ -82,11 +82,13 @@ def test_tens_of_thousands_of_packets_are_counted_alike_by_all(
         measure.udp(path, direction, 2, mbps=100)
     for offload in ("tso", "gso", "sg", "tx"):  # segments by themselves: some are merged
         guest.check(f"ethtool -K eth0 {offload} off")
-    measure.tcp(path, DIRECTIONS[0], 2)
-    found = when_quiet(bed, guest)
-
-    sent, received = (found.queue("packets_total", direction) for direction in ("tx", "rx"))
-    assert sent + received > 20_000
+    enough = 20_000
+    while True:
+        measure.tcp(path, DIRECTIONS[0], 2)
+        found = when_quiet(bed, guest)
+        sent, received = (found.queue("packets_total", direction) for direction in ("tx", "rx"))
+        if sent + received > enough:
+            break
     # the guest's own account
     assert found.guest["tx_packets"] == sent
     assert found.guest["rx_packets"] == received

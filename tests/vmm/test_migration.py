@@ -24,17 +24,17 @@ pytestmark = [pytest.mark.vmm, pytest.mark.root]
 PAGE = 4096
 RAM = 256 << 20  # what is compared: all of the guest's memory
 HOST_GUEST = "192.0.2.2"
-MIB = 96
-#: Sends MIB MiB to the guest, slowly enough for a migration to happen meanwhile.
+MIB = 1 << 20
+PATIENCE_S = 240.0
+#: Sends to the guest, not at full speed, until its standard input ends; tells the digest.
 SEND_TCP = f"""
-import hashlib, random, socket, time
+import hashlib, random, select, socket, sys
 rng, digest = random.Random(1), hashlib.sha256()
-with socket.create_connection(("192.0.2.2", 5300), timeout=60) as s:
-    for _ in range({MIB}):
-        block = rng.randbytes(1 << 20)
+with socket.create_connection(("192.0.2.2", 5300), timeout={PATIENCE_S}) as s:
+    while not select.select([sys.stdin], [], [], 0.03)[0]:
+        block = rng.randbytes({MIB})
         digest.update(block)
         s.sendall(block)
-        time.sleep(0.03)
 print(digest.hexdigest())
 """
 MARK = b"vhostnet writes this page"
@@ -47,7 +47,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
 """
 
 
-def wait_until(condition: Callable[[], bool], timeout: float = 60) -> None:
+def wait_until(condition: Callable[[], bool], timeout: float = PATIENCE_S) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < deadline
@@ -129,6 +129,13 @@ def arrived(door: OverSocket | OverIoctls, state: Path, *, paused: bool) -> Gues
     return moved
 
 
+def receive_more(guest: GuestVM, mib: int = 16) -> None:
+    """Wait until so much more has come to the guest."""
+    counter = "$(cat /sys/class/net/eth0/statistics/rx_bytes)"
+    wanted = int(guest.check(f"echo {counter}")) + mib * MIB
+    guest.wait_until(f"test {counter} -ge {wanted}", timeout=PATIENCE_S)
+
+
 def test_a_guest_migrates_under_traffic_and_every_byte_arrives(
     door: OverSocket | OverIoctls,
 ) -> None:
@@ -136,14 +143,19 @@ def test_a_guest_migrates_under_traffic_and_every_byte_arrives(
     bed.assert_pings(guest)
     guest.check("(nc -l -p 5300 | sha256sum > /tmp/sum; echo > /tmp/done) > /dev/null 2>&1 &")
     guest.wait_until("netstat -ltn | grep -q ':5300 '")
-    sender = spawn([sys.executable, "-c", SEND_TCP], prefix=bed.host.prefix, stdout=subprocess.PIPE)
-    time.sleep(1.0)
+    sender = spawn(
+        [sys.executable, "-c", SEND_TCP],
+        prefix=bed.host.prefix,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    receive_more(guest)
     migrate_to_file(guest, bed.folder / "state")
-    assert sender.poll() is None, "the traffic ended before the migration"
     guest.stop()
     moved = arrived(door, bed.folder / "state", paused=False)
-    moved.wait_until("test -e /tmp/done", timeout=90)
-    said, _ = sender.communicate(timeout=60)
+    receive_more(moved)
+    said, _ = sender.communicate(timeout=PATIENCE_S)
+    moved.wait_until("test -e /tmp/done", timeout=PATIENCE_S)
     assert moved.check("cut -d' ' -f1 /tmp/sum").strip() == said.decode().strip()
     bed.assert_transfers(moved)
     bed.assert_quiet_log()

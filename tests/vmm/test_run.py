@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from serve_process import PATIENCE_S, READY_S
 from tree_bed import is_alive, wait_until
 from vhostnet.demo import measure
 from vhostnet.demo.console import Console
 from vhostnet.demo.guest_image import READY_LINE
 from vhostnet.demo.machine import Machine, command_line
 from vhostnet.demo.measure import DIRECTIONS
+from vhostnet.demo.qemu import BOOT_S
 from vhostnet.demo.qmp import Qmp
 from vhostnet.demo.run_demo import check_vhost
 from vhostnet.errors import HostError
@@ -99,7 +101,7 @@ def test_a_daemon_is_served_after_its_command_has_ended(run_bed: RunBed, memory:
     argv += ["-serial", "chardev:shell", "-qmp", f"unix:{folder / 'qmp'},server=on,wait=off"]
     argv += ["-daemonize", "-pidfile", str(folder / "pid")]
     ended = subprocess.run(
-        [*run_bed.prefix, *argv], capture_output=True, text=True, timeout=240, check=False
+        [*run_bed.prefix, *argv], capture_output=True, text=True, timeout=READY_S, check=False
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     pid = int((folder / "pid").read_text())
@@ -109,7 +111,7 @@ def test_a_daemon_is_served_after_its_command_has_ended(run_bed: RunBed, memory:
             shell.connect(str(folder / "shell"))
             console = Console(shell.fileno(), shell.fileno(), lambda: "a daemon")
             qmp.call("cont")
-            console.expect(READY_LINE.encode() + b"\n", 60.0)
+            console.expect(READY_LINE.encode() + b"\n", BOOT_S)
             status, said = console.run(
                 f"ip addr add {GUEST}/24 dev eth0; ip link set eth0 up; "
                 f"ping -c 100 -i 0.01 -q {HOST}",
@@ -190,7 +192,7 @@ def test_qemu_goes_on_when_the_supervisor_is_killed(run_bed: RunBed) -> None:
     assert "falling back on userspace virtio" in guest.qemu_log()
     with contextlib.suppress(OSError, HostError):
         guest.qmp("quit")
-    assert guest.process.wait(30) == 0
+    assert guest.process.wait(PATIENCE_S) == 0
 
 
 def test_the_demo_through_run(tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_the_demo_through_run(tmp_path: Path) -> None:
         [sys.executable, "-m", "vhostnet", *words],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=READY_S,
         check=False,
     )
     if ended.returncode == 4:

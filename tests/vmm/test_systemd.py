@@ -23,7 +23,7 @@ from vhostnet.demo.machine import Machine, VhostUserNic
 from vhostnet.demo.qemu import GuestVM
 from vhostnet.errors import HostError
 
-pytestmark = [pytest.mark.vmm, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.vmm, pytest.mark.root, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 UNIT, SOCKET = "vhostnet@tap0.service", "vhostnet@tap0.socket"
 GUEST = "192.0.2.2"
@@ -36,8 +36,8 @@ PATIENCE_S = 240.0
 class Shell(Protocol):
     """Where commands are run."""
 
-    def run(self, command: str, timeout: float = 30.0) -> tuple[int, str]: ...
-    def check(self, command: str, timeout: float = 30.0) -> str: ...
+    def run(self, command: str, timeout: float = 60.0) -> tuple[int, str]: ...
+    def check(self, command: str, timeout: float = 60.0) -> str: ...
     def stop(self) -> object: ...
 
 
@@ -95,7 +95,7 @@ def bed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     shell: Shell
     try:
         if request.param == "container":
-            shell = Container(watchdog_s=2)
+            shell = Container(watchdog_s=4)
         else:
             shell = boot(tmp_path_factory.mktemp("machine"), watchdog_s=8)
     except HostError as error:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from serve_process import ServeProcess
+from serve_process import PATIENCE_S, ServeProcess, wait_until
 from vhostnet.cli.main import main
 from vhostnet.demo.daemon import Daemon
 from vhostnet.protocol.vhost_user_trace import Exchange, read_trace
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from conftest import Bed, RunBed
 
 pytestmark = [pytest.mark.vmm, pytest.mark.root]
-
-WAIT_S = 10.0
 
 
 @pytest.fixture
@@ -35,10 +32,7 @@ def boot_trace(bed: Bed) -> Path:
     guest.qmp("quit")
     if daemon is None:
         pytest.skip("QEMU's own card says nothing")
-    deadline = time.monotonic() + WAIT_S
-    while "+++ disconnected" not in path.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: "+++ disconnected" in path.read_text(), "the end of the session")
     assert isinstance(daemon, Daemon)
     return path
 
@@ -84,13 +78,10 @@ def net_vhost(tmp_path: Path) -> Iterator[Path]:
             stderr=log,
         ) as process,
     ):
-        deadline = time.monotonic() + 3 * WAIT_S
-        while not path.exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: path.exists() or process.poll() is not None, "DPDK's socket")
+        assert process.poll() is None
         yield path
-        process.communicate(b"stop\nquit\n", timeout=WAIT_S)
+        process.communicate(b"stop\nquit\n", timeout=PATIENCE_S)
 
 
 def test_a_boot_is_said_again_to_dpdk(

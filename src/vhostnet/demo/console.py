@@ -69,7 +69,7 @@ class Console:
         line = f"sh -c {shlex.quote(command)} < /dev/null 2>&1; echo {mark} $?\n"
         self._send(line.encode())
         output = self.expect(mark.encode(), timeout)
-        status = self.expect(b"\n", 5.0)
+        status = self.expect(b"\n", timeout)
         return int(status), output.decode(errors="replace")
 
     def interact(self) -> None:

@@ -14,7 +14,7 @@ from vhostnet.demo.tools import end, spawn
 from vhostnet.errors import HostError
 
 # With cold caches every kernel is compiled before the daemon is ready.
-READY_S = 180.0
+READY_S = 600.0
 
 
 class Daemon:

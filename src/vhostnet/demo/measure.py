@@ -26,6 +26,8 @@ Direction = Literal["to_host", "to_guest"]
 DIRECTIONS: tuple[Direction, ...] = ("to_host", "to_guest")
 
 _FILE_PORT = 5301
+# A bound against hanging; a file takes a second a MiB more, at the slowest.
+_PATIENCE_S = 60
 _BETWEEN = ("unable to connect", "server is busy", "unable to receive control message")
 
 
@@ -59,8 +61,8 @@ class UdpResult:
 
 def ping(path: Path, count: int, *, size: int = 56, interval_s: float = 0.1) -> PingResult:
     """Send `count` echo requests of `size` bytes from the guest to the host."""
-    command = f"ping -c {count} -i {interval_s} -s {size} -W 2 {path.host_address}"
-    _, said = path.guest.run(command, timeout=count * interval_s + 30)
+    command = f"ping -c {count} -i {interval_s} -s {size} -W 10 {path.host_address}"
+    _, said = path.guest.run(command, timeout=count * interval_s + _PATIENCE_S)
     match = re.search(r"(\d+) packets transmitted, (\d+) packets received", said)
     if match is None:
         raise HostError(f"ping in the guest: {said.strip()}")
@@ -104,7 +106,8 @@ def transfer(path: Path, direction: Direction, mib: int) -> bool:
 
 
 def _send_to_host(path: Path, name: str, mib: int) -> str:
-    path.guest.check(f"head -c {mib << 20} /dev/urandom > /tmp/file", timeout=60 + mib)
+    limit = _PATIENCE_S + mib
+    path.guest.check(f"head -c {mib << 20} /dev/urandom > /tmp/file", timeout=limit)
     with open(name, "wb") as file:
         # Its standard input stays open: nc closes its sending side at the end of input, and the
         # other nc would take that as the end of everything.
@@ -116,34 +119,34 @@ def _send_to_host(path: Path, name: str, mib: int) -> str:
         )
         try:
             send = f"nc {path.host_address} {_FILE_PORT} < /tmp/file"
-            path.guest.wait_until(f"timeout {30 + mib} {send}", timeout=10, takes=60 + mib)
-            listener.wait(30)
+            path.guest.wait_until(f"timeout {limit} {send}", takes=limit + _PATIENCE_S)
+            listener.wait(_PATIENCE_S)
         finally:
             end(listener)
-    return path.guest.check("sha256sum /tmp/file", timeout=60).split()[0]
+    return path.guest.check("sha256sum /tmp/file").split()[0]
 
 
 def _send_to_guest(path: Path, name: str, mib: int) -> str:
     with open(name, "wb") as file:
         for _ in range(mib):
             file.write(os.urandom(1 << 20))
-    limit = 30 + mib
+    limit = _PATIENCE_S + mib
     path.guest.check(f"(sleep {limit} | timeout {limit} nc -l -p {_FILE_PORT} > /tmp/file) &")
     path.guest.wait_until(f"netstat -ltn | grep -q ':{_FILE_PORT} '")
     send = f"{require('busybox')} nc {path.guest_address} {_FILE_PORT} < {name}"
     output_of(["/bin/sh", "-c", send], prefix=path.host.prefix, timeout=limit)
-    return path.guest.check("sha256sum /tmp/file", timeout=60).split()[0]
+    return path.guest.check("sha256sum /tmp/file").split()[0]
 
 
 def _iperf3(path: Path, direction: Direction, seconds: float, options: list[str]) -> Any:
     argv = [require("iperf3"), "--client", path.guest_address, "--json", "--interval", "0"]
-    argv += ["--time", f"{seconds:g}", "--connect-timeout", "3000", *options]
+    argv += ["--time", f"{seconds:g}", "--connect-timeout", "10000", *options]
     if direction == "to_host":
         argv.append("--reverse")
     # Between two runs the server is still busy with the last one, or has its port closed.
-    deadline = time.monotonic() + 5.0
+    deadline = time.monotonic() + _PATIENCE_S
     while True:
-        done = run_short(argv, prefix=path.host.prefix, timeout=seconds + 20)
+        done = run_short(argv, prefix=path.host.prefix, timeout=seconds + _PATIENCE_S)
         try:
             result = json.loads(done.stdout)
         except ValueError:

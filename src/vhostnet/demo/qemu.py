@@ -23,6 +23,10 @@ from vhostnet.errors import HostError
 
 __all__ = ["GuestError", "GuestVM"]
 
+#: Bounds against hanging.  An emulated guest boots in three seconds where nothing else runs, but
+#: `vhostnet run` may have to compile the data path before QEMU begins.
+BOOT_S, PATIENCE_S = 240.0, 60.0
+
 
 class GuestVM:
     """One guest, from power-on to its end.
@@ -72,7 +76,7 @@ class GuestVM:
             self.process.stdin.fileno(), self.process.stdout.fileno(), self.diagnose
         )
 
-    def wait_for_shell(self, timeout: float = 60.0) -> None:
+    def wait_for_shell(self, timeout: float = BOOT_S) -> None:
         """Wait until the guest has booted, at power-on or after a reset.
 
         Raises:
@@ -80,7 +84,7 @@ class GuestVM:
         """
         self._console.expect(READY_LINE.encode() + b"\n", timeout)
 
-    def run(self, command: str, timeout: float = 30.0) -> tuple[int, str]:
+    def run(self, command: str, timeout: float = PATIENCE_S) -> tuple[int, str]:
         """Run a shell command in the guest.
 
         Returns:
@@ -91,7 +95,7 @@ class GuestVM:
         """
         return self._console.run(command, timeout)
 
-    def check(self, command: str, timeout: float = 30.0) -> str:
+    def check(self, command: str, timeout: float = PATIENCE_S) -> str:
         """Run a shell command that must succeed; returns what it printed.
 
         Raises:
@@ -109,7 +113,9 @@ class GuestVM:
             self.check(f"ip link set {device} mtu {mtu}")
         self.check(f"ip addr add {address} dev {device}; ip link set {device} up")
 
-    def wait_until(self, command: str, timeout: float = 10.0, *, takes: float = 30.0) -> None:
+    def wait_until(
+        self, command: str, timeout: float = PATIENCE_S, *, takes: float = PATIENCE_S
+    ) -> None:
         """Run a shell command in the guest again and again until it succeeds.
 
         Args:

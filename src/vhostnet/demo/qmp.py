@@ -21,7 +21,7 @@ class Qmp:
     Source: QEMU docs/interop/qmp-spec.rst.
     """
 
-    def __init__(self, path: Path, timeout: float = 10.0) -> None:
+    def __init__(self, path: Path, timeout: float = 60.0) -> None:
         self._socket = socket.socket(socket.AF_UNIX)
         self._buffer = b""
         self.events: list[str] = []
@@ -34,7 +34,7 @@ class Qmp:
             self._socket.close()
             raise
 
-    def call(self, command: str, timeout: float = 10.0, **arguments: Any) -> Any:
+    def call(self, command: str, timeout: float = 60.0, **arguments: Any) -> Any:
         """Run one command and return its result; events that come in between are kept.
 
         Raises:

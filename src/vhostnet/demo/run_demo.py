@@ -35,8 +35,6 @@ _QEMUS = ("198.51.100.1", "198.51.100.2")
 _OUR_MAC = "52:54:00:12:34:01"
 #: Door to the command that opens it.
 _COMMANDS = {"vhost-user": "serve", "run": "run"}
-#: `vhostnet run` loads the data path, or compiles it, before QEMU begins.
-_BOOT_S = 240.0
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ def _run(options: DemoOptions, stack: ExitStack) -> int:
         # vhostnet run needs nothing of QEMU: the guest's memory is as it is by default
         machine = Machine(accel, private=options.door == "run")
         guest = stack.enter_context(GuestVM(image, machine, [card, TapNic("qemu0")], prefix=prefix))
-        guest.wait_for_shell(_BOOT_S)
+        guest.wait_for_shell()
         guest.add_address(0, f"{_OURS[1]}/24")
         guest.add_address(1, f"{_QEMUS[1]}/24")
     if options.shell:

@@ -59,7 +59,7 @@ class Namespace:
         def make() -> socket.socket:
             s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
             s.bind((name, 0))
-            s.settimeout(5)
+            s.settimeout(60)
             return s
 
         return self.run(make)

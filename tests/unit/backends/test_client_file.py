@@ -66,7 +66,7 @@ def link(net: Namespace) -> Iterator[socket.socket]:
     for name in ("v0", "v1"):
         ip(net, f"link set {name} up")
     far = packet_socket(net, "v1")
-    far.settimeout(5)
+    far.settimeout(60)
     yield far
     far.close()
     ip(net, "link del v0")
@@ -265,7 +265,11 @@ def test_an_error_that_is_pending_is_einval(net):
 )
 def test_other_sockets_are_no_backends(family, kind, protocol):
     n = len(os.listdir("/proc/self/fd"))
-    with socket.socket(family, kind, protocol) as made:
+    try:
+        made = socket.socket(family, kind, protocol)
+    except PermissionError:
+        pytest.skip("raw sockets need root")
+    with made:
         with pytest.raises(PeerError) as refused:
             client_file(made.fileno())
         assert refused.value.errno == errno.ENOTSOCK
@@ -312,7 +316,7 @@ def tap(net: Namespace) -> Iterator[int]:
 @pytest.mark.parametrize("io", [IO_NOWAIT, IO_POLLED])
 def test_a_tap_that_waits_does_not_hold_the_worker(net, tap, io):
     with packet_socket(net, "t0") as far:
-        far.settimeout(5)
+        far.settimeout(60)
         pair = Pair(tap)
         try:
             pair.queue.record[0]["io"] = io

@@ -11,6 +11,7 @@ import pytest
 
 from driver_ring import Memory
 from instance import TX, Instance
+from serve_process import PATIENCE_S
 from tcp_frames import ACK, PSH, TIMESTAMPS, Segment, stream
 from vhostnet.backends.tap import TapBackend
 from vhostnet.backends.tap_queue import open_tap_queue
@@ -39,10 +40,13 @@ def plain_tap() -> int:
     return fd
 
 
-def received(fd: int) -> list[bytes]:
-    """What comes out of a TAP, until nothing does for a while; the host's own chatter apart."""
-    frames = []
-    while select.select([fd], [], [], QUIET_S)[0]:
+def received(fd: int, expected: int = 0) -> list[bytes]:
+    """What comes out of a TAP, the host's own chatter apart.
+
+    Waits until *expected* frames are there and then nothing comes for a while.
+    """
+    frames: list[bytes] = []
+    while select.select([fd], [], [], PATIENCE_S if len(frames) < expected else QUIET_S)[0]:
         frame = os.read(fd, 65536)
         if frame[6:12] == Segment().ether[6:12]:
             frames.append(frame)
@@ -70,7 +74,7 @@ def test_linux_segments_into_what_the_guest_sent(namespace, version, options):
         for segment in sent:
             pair.tx.send(bytes(12) + segment.frame())
         pair.kick(TX)
-        assert received(plain) == [segment.frame() for segment in sent]
+        assert received(plain, len(sent)) == [segment.frame() for segment in sent]
         record = backend.queues[0].record[0]
         # 46 of the first, the rest up to PSH, and what follows the one with a wrong checksum
         assert (record["merged_frames"], record["merged_segments"]) == (3, 71)

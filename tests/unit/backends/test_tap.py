@@ -8,12 +8,12 @@ import os
 import struct
 import subprocess
 import threading
-import time
 
 import pytest
 
 from driver_ring import DriverRing, Memory
 from instance import OneCard
+from serve_process import wait_until
 from vhostnet.backends.tap import TapBackend
 from vhostnet.device.vhost_net import VhostNet
 from vhostnet.errors import HostError, UsageError
@@ -182,11 +182,7 @@ def test_a_tap_with_a_full_send_buffer_goes_on_when_there_is_room(namespace):
     for _ in range(60):
         ring.send(bytes(12) + frame)
     os.eventfd_write(kick, 1)
-    for _ in range(200):
-        if ring.used_idx() == 60:
-            break
-        time.sleep(0.05)
-    assert ring.used_idx() == 60
+    wait_until(lambda: ring.used_idx() == 60, "all frames sent")
     net.reset_owner()
     table.release()
     memory.close()

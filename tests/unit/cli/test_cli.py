@@ -12,13 +12,13 @@ import socket
 import struct
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serve_process import PATIENCE_S, READY_S
 from vhostnet import __version__
 from vhostnet.backends import backend_kind
 from vhostnet.cli import logs, readiness, serve, warm
@@ -27,6 +27,7 @@ from vhostnet.cli.device_options import devices_of, split_keys
 from vhostnet.cli.main import COMMANDS, main
 from vhostnet.cli.options import DAEMON_OPTIONS, DEVICE_KEYS, DEVICE_OPTIONS, values_of
 from vhostnet.cli.parser import Parser
+from vhostnet.datapath import catalogue
 from vhostnet.errors import HostError, PeerError, UsageError
 from vhostnet.frontdoors.vhost_user_daemon import DeviceOptions
 
@@ -158,19 +159,18 @@ def test_options_of_the_command_that_is_run_are_its_own():
         [sys.executable, "-m", "vhostnet", "run", "--", "echo", "--help", "--print-capabilities"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=READY_S,
         check=True,
     )
     assert ended.stdout == "--help --print-capabilities\n"
 
 
 def test_a_socket_that_can_not_be_made_ends_with_status_4_before_anything_is_compiled(
-    tmp_path, capsys
+    tmp_path, capsys, monkeypatch
 ):
     (tmp_path / "s").write_text("")
-    begin = time.monotonic()
+    monkeypatch.setattr(catalogue, "warm", lambda *_: pytest.fail("it compiles"))
     assert main(["serve", "--socket-path", str(tmp_path / "s"), *NULL]) == 4
-    assert time.monotonic() - begin < 1
     assert "exists and is no socket" in capsys.readouterr().err
 
 
@@ -435,7 +435,7 @@ class Served:
         os.close(reader)
 
     def wait(self) -> tuple[int, str]:
-        _, err = self.process.communicate(timeout=10)
+        _, err = self.process.communicate(timeout=PATIENCE_S)
         return self.process.returncode, err
 
 
@@ -447,24 +447,21 @@ def path(tmp_path: Path) -> Iterator[str]:
 
 def connect(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX)
-    sock.settimeout(5)
+    sock.settimeout(PATIENCE_S)
     sock.connect(path)
     return sock
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_served_daemon_ends_at_once_with_status_0_and_removes_its_sockets(path, signum):
+def test_a_served_daemon_ends_with_status_0_and_removes_its_sockets(path, signum):
     words = ["--device", f"socket={path},backend=null", "--device", f"socket={path}2,backend=loop"]
     served = Served(words)
     assert served.said == b"READY=1\n"
     with connect(path) as sock:
         sock.sendall(GET_FEATURES)
         assert len(sock.recv(64)) == 20
-        begin = time.monotonic()
         served.process.send_signal(signum)
         status, err = served.wait()
-        # some 0.3 s; the bound is for a machine that has other things to do
-        assert time.monotonic() - begin < 5
         assert sock.recv(64) == b""
     assert status == 0
     assert "dev0: closed the session: vhostnet ends" in err
@@ -503,7 +500,7 @@ def test_an_inherited_socket_is_served_to_its_end():
     with ours, theirs:
         served = Served(["--fd", str(theirs.fileno()), *NULL], theirs.fileno())
         theirs.close()
-        ours.settimeout(5)
+        ours.settimeout(PATIENCE_S)
         ours.sendall(GET_FEATURES)
         assert len(ours.recv(64)) == 20
         ours.close()

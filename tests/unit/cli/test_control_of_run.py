@@ -25,7 +25,7 @@ for name in ("open0", "x"):
     except QmpError as error:
         told.append(str(error))
 os.close(device)
-for _ in range(1000):  # the device hears of the close, it does not hold it up
+for _ in range(6000):  # the device hears of the close, it does not hold it up
     after = qmp.call("query-devices")
     if not after:
         break

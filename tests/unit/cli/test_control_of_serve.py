@@ -23,7 +23,7 @@ from vhostnet.control.table import commands
 from vhostnet.datapath.codes import RING_BAD_NEXT, RING_ERRORS
 from vhostnet.events import EVENTS
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Daemon(ServeProcess):

@@ -22,7 +22,7 @@ def test_serve_tells_what_a_driver_has_sent(tmp_path: Path) -> None:
     daemon = ServeProcess(tmp_path, "--backend", "null", "--metrics", f"unix:{path}")
     try:
         assert Scrape(str(path)).total("queue_packets_total", direction="tx") == 0
-        with NetDriver(VhostUserTransport.connect(daemon.socket, wait=10.0)) as driver:
+        with NetDriver(VhostUserTransport.connect(daemon.socket, wait=60.0)) as driver:
             driver.start()
             for _ in range(7):
                 driver.send(FRAME)
@@ -45,7 +45,7 @@ def test_a_port_that_the_kernel_chose_is_in_the_log(tmp_path: Path) -> None:
     daemon = ServeProcess(tmp_path, "--backend", "null", "--metrics", "tcp:127.0.0.1:0")
     try:
         port = int(daemon.log().split("metrics at tcp:127.0.0.1:")[1].split()[0])
-        socket.create_connection(("127.0.0.1", port), timeout=10).close()
+        socket.create_connection(("127.0.0.1", port), timeout=60).close()
     finally:
         daemon.stop()
 

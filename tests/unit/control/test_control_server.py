@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from serve_process import PATIENCE_S
 from vhostnet import events
 from vhostnet.control import server as server_module
 from vhostnet.control.server import ControlServer
@@ -99,7 +100,7 @@ class Rig:
         self.clients.append(Client(self, negotiate))
         return self.clients[-1]
 
-    def settle(self, done: Callable[[], bool], seconds: float = 5.0) -> None:
+    def settle(self, done: Callable[[], bool], seconds: float = PATIENCE_S) -> None:
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, "nothing comes"

@@ -147,7 +147,7 @@ def test_a_driver_without_a_kick_is_polled(instance):
     pair.net.set_vring_polled(TX)
     pair.tx.send(HDR + FRAME)
     pair.wire.setblocking(True)
-    pair.wire.settimeout(10)
+    pair.wire.settimeout(60)
     assert pair.wire.recv(100) == HDR + FRAME
 
 

@@ -40,7 +40,7 @@ class Kernel:
         self.sys.mkdir()
         self.mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.setblocking(False)
-        self.mine.settimeout(20)
+        self.mine.settimeout(60)
         self.theirs = theirs.detach()
         self.described = b""
 

@@ -62,7 +62,7 @@ class Door:
     def __init__(self) -> None:
         self.kernel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         theirs.setblocking(False)
-        self.kernel.settimeout(10.0)
+        self.kernel.settimeout(60.0)
         self.loop = Loop()
         self.devices: list[VhostFile] = []
         log = PeerLog(cuse_files.log, "test", self.loop.call_later)
@@ -98,7 +98,7 @@ class Door:
         return self.unique
 
     def turn(self) -> None:
-        self.loop.run_once(10.0)
+        self.loop.run_once(60.0)
 
     def answer(self) -> tuple[int, int, bytes]:
         reply = self.kernel.recv(1 << 17)
@@ -289,7 +289,7 @@ def test_a_miss_wakes_the_reader_from_another_thread(door: Door, owner: Owner) -
     door.kernel.setblocking(False)
     with pytest.raises(BlockingIOError):
         door.answer()
-    door.kernel.settimeout(10.0)
+    door.kernel.settimeout(60.0)
     net = door.devices[0].verbs.net
     threading.Thread(target=lambda: net.on_iotlb_miss(0x1000, 1)).start()
     door.turn()

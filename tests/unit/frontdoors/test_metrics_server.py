@@ -50,7 +50,7 @@ class Bed:
         return self.text
 
     def connect(self) -> socket.socket:
-        client = socket.create_connection(self.where, timeout=20)
+        client = socket.create_connection(self.where, timeout=60)
         self.clients.append(client)
         return client
 
@@ -60,7 +60,7 @@ class Bed:
         return everything(client)
 
     def get(self, path: str = "/metrics", method: str = "GET") -> http.client.HTTPResponse:
-        connection = http.client.HTTPConnection(*self.where, timeout=20)
+        connection = http.client.HTTPConnection(*self.where, timeout=60)
         connection.request(method, path)
         found = connection.getresponse()
         found.body = found.read()  # type: ignore[attr-defined]
@@ -192,7 +192,7 @@ def test_a_unix_socket_is_for_owner_and_group_and_goes_with_the_server(tmp_path:
         server = MetricsServer(loop, sock, close, lambda: b"metric 1\n", "text/plain")
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o660
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(20)
+            client.settimeout(60)
             client.connect(str(path))
             client.sendall(b"GET /metrics HTTP/1.1\r\n\r\n")
             for _ in range(3):

@@ -36,7 +36,7 @@ for number in range(20):
     other.send(bytes([number]) * 64)
 other.flush()
 other.close()
-print("the other one goes on")
+print("the other one goes on", flush=True)
 os._exit(0)  # the victim's own end would touch what is gone
 """
 
