@@ -14,9 +14,11 @@ from pathlib import Path
 
 import pytest
 
+from host import RUNS_TREES
 from vhostnet.native._jit import JIT_ENABLED
 
 pytestmark = [
+    RUNS_TREES,
     pytest.mark.root,
     pytest.mark.slow,
     pytest.mark.skipif(not JIT_ENABLED, reason="a race wants the speed of compiled code"),

@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from host import RUNS_TREES
 from tree_bed import run_in_tree
+
+pytestmark = RUNS_TREES
 
 
 @pytest.fixture

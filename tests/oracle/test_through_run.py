@@ -19,13 +19,14 @@ from typing import Any
 
 import pytest
 
+from host import RUNS_TREES
 from oracle import scenarios
 from oracle.compare import judge
 from oracle.lab import SCENARIOS
 from oracle.test_oracle import VERSIONS, golden
 
 assert scenarios
-pytestmark = [pytest.mark.root, pytest.mark.slow]
+pytestmark = [RUNS_TREES, pytest.mark.root, pytest.mark.slow]
 TESTS = Path(__file__).parents[1]
 TIMEOUT_S = 240
 

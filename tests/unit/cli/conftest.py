@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -19,3 +20,11 @@ def log_as_before() -> Iterator[None]:
     logger.handlers[:] = handlers
     for one, level in zip((logger, *areas), levels, strict=True):
         one.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from host import RUNS_TREES
 from serve_process import PATIENCE_S, READY_S
 from vhostnet import __version__
 from vhostnet.backends import backend_kind
@@ -154,6 +155,7 @@ def test_what_is_wrong_with_run_itself_has_a_status_that_commands_do_not_have(wo
     assert text in err
 
 
+@RUNS_TREES
 def test_options_of_the_command_that_is_run_are_its_own():
     ended = subprocess.run(
         [sys.executable, "-m", "vhostnet", "run", "--", "echo", "--help", "--print-capabilities"],

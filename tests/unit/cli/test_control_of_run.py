@@ -7,6 +7,10 @@ import os
 import subprocess
 import sys
 
+from host import RUNS_TREES
+
+pytestmark = RUNS_TREES
+
 PROGRAM = """
 import fcntl, json, os, sys, time
 from pathlib import Path

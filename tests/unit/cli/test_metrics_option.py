@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from host import RUNS_TREES
 from scrape import Scrape
 from serve_process import ServeProcess, wait_until
 from vhostnet_frontend import NetDriver, VhostUserTransport
@@ -75,6 +76,7 @@ Scrape(sys.argv[2]).total("queue_packets_total", direction="rx")
 """
 
 
+@RUNS_TREES
 @pytest.mark.root
 def test_run_tells_of_the_files_that_are_open(tmp_path: Path) -> None:
     path = tmp_path / "metrics"

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from host import TAKES_DESCRIPTORS
 from vhostnet.device.kernel_verbs import KernelVerbs
 from vhostnet.device.memory import MemoryTable
 from vhostnet.device.vhost_net import VhostNet
@@ -184,6 +185,7 @@ KICK = vhost.VRING_FILE.pack(vhost.VringFile(0, 50))
 CLOSED = vhost.VRING_FILE.pack(vhost.VringFile(0, 51))
 
 
+@TAKES_DESCRIPTORS
 def test_an_owners_descriptors_are_its_own(door: Door, owner: Owner) -> None:
     fh = door.open(owner.pid)
     assert door.ioctl(owner.pid, fh, vhost.VHOST_SET_OWNER) == 0
@@ -236,6 +238,7 @@ def test_a_process_that_cannot_be_seen_owns_nothing(
     assert door.ioctl(0, fh, vhost.VHOST_SET_FEATURES, bytes(8)) == 0
 
 
+@TAKES_DESCRIPTORS
 def test_the_end_of_the_owner_ends_its_device_and_not_the_file(door: Door, owner: Owner) -> None:
     before = n_descriptors()
     fh = door.open(owner.pid)
@@ -257,6 +260,7 @@ def test_an_owner_that_runs_another_program_is_no_owner_any_more(door: Door, own
     assert door.devices[0].verbs.owner_pid == 0
 
 
+@TAKES_DESCRIPTORS
 def test_files_that_are_closed_leave_nothing_behind(door: Door, owner: Owner) -> None:
     before, released = n_descriptors(), NoMemory.released
     for _ in range(100):

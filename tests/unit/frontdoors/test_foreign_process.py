@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from host import TAKES_DESCRIPTORS
 from vhostnet.errors import PeerError
 from vhostnet.frontdoors.foreign_process import CallerIsGone, ForeignThread, thread_group
 
@@ -127,6 +128,7 @@ def test_a_string_ends_at_its_zero_and_is_read_no_further(child: Child, thread) 
     assert thread.read_string(child.at + PAGE - 3, 4096) == b"\1\2\3"  # on over the border
 
 
+@TAKES_DESCRIPTORS
 def test_a_descriptor_is_the_same_open_file(child: Child) -> None:
     with ForeignThread(child.tid) as thread:
         ours = thread.descriptor(child.event)
@@ -197,6 +199,7 @@ def test_after_exec_what_was_open_reaches_nothing_of_the_new_program(child: Chil
     thread.close()
 
 
+@TAKES_DESCRIPTORS
 def test_nothing_stays_open(child: Child) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(50):

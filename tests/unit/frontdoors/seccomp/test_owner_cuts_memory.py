@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from host import RUNS_TREES
 from vhostnet.demo.netns import Namespace
 from vhostnet.errors import HostError
 
@@ -43,6 +44,7 @@ os._exit(0)  # the victim's own end would touch what is gone
 RUN = [sys.executable, "-m", "vhostnet", "run", "--log-level", "warning", "--"]
 
 
+@RUNS_TREES
 @pytest.mark.root
 def test_the_device_ends_and_the_others_go_on() -> None:
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import tree_bed
+from host import RUNS_TREES
 from tree_bed import (
     PROLOGUE,
     TIMEOUT_S,
@@ -21,6 +22,8 @@ from tree_bed import (
     supervisor_of,
     wait_until,
 )
+
+pytestmark = RUNS_TREES
 
 
 @pytest.fixture
