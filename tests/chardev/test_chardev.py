@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 
 from chardev.bed import NODE, Bed, Chardev
 from chardev.differences import CHARDEV_DIFFERENCES, REASONS
+from long import LONG
 from oracle import scenarios
 from oracle.compare import listed, unequal_but_for
 from oracle.differences import Difference
@@ -31,9 +31,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 #: Of Debian's kernel, and what the daemon is told to be.
 LINUX = "6.1"
-LONG = pytest.mark.skipif(
-    os.environ.get("VHOSTNET_TEST_LONG") != "1", reason="takes long: VHOSTNET_TEST_LONG=1"
-)
 #: Of each kind of call some, and packets both ways: a minute.
 QUICK = (
     "the_order_of_checks_of_raw_ioctls",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from serve_process import READY_S
-from vhostnet.bench.results import load
+from vhostnet.bench.results import WorkloadResult, load
 
 pytestmark = [
     pytest.mark.vmm,
@@ -18,17 +19,24 @@ pytestmark = [
 ]
 
 
-def test_one_case_of_g2d_and_its_peer(tmp_path) -> None:
-    words = ["--only", "split mrg_rxbuf=1 in_order=0 64 B", "--runs", "1", "--seconds", "0.3"]
+def bench(
+    folder: Path, workload: str, case: str, seconds: float
+) -> tuple[subprocess.CompletedProcess[str], WorkloadResult]:
+    """Measure one case once: what the command said, and what it kept."""
+    words = ["--only", case, "--runs", "1", "--seconds", str(seconds), "--output", str(folder)]
     done = subprocess.run(
-        [sys.executable, "-m", "vhostnet", "bench", "g2d", *words, "--output", str(tmp_path)],
+        [sys.executable, "-m", "vhostnet", "bench", workload, *words],
         capture_output=True,
         text=True,
         timeout=READY_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-800:]
-    result = load(tmp_path / "g2d.json")
+    return done, load(folder / f"{workload}.json")
+
+
+def test_one_case_of_g2d_and_its_peer(tmp_path) -> None:
+    done, result = bench(tmp_path, "g2d", "split mrg_rxbuf=1 in_order=0 64 B", 0.3)
     assert result.disturbances  # one short run is never for publication
     (case,) = result.cases
     assert set(case.sides) == {"vhostnet", "DPDK net_vhost"}
@@ -45,16 +53,8 @@ def test_one_case_of_g2d_and_its_peer(tmp_path) -> None:
 
 
 def test_one_case_of_g2tap_tcp_merges_and_counts_segments(tmp_path) -> None:
-    words = ["--only", "1 flow", "--runs", "1", "--seconds", "0.5"]
-    done = subprocess.run(
-        [sys.executable, "-m", "vhostnet", "bench", "g2tap-tcp", *words, "--output", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=READY_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-800:]
-    (case,) = load(tmp_path / "g2tap-tcp.json").cases
+    _, result = bench(tmp_path, "g2tap-tcp", "1 flow", 0.5)
+    (case,) = result.cases
     segments = {name: side.runs["segments"][0] for name, side in case.sides.items()}
     assert [side.failures for side in case.sides.values()] == [[], [], []]
     assert segments["vhostnet"] > 2
@@ -64,16 +64,8 @@ def test_one_case_of_g2tap_tcp_merges_and_counts_segments(tmp_path) -> None:
 
 
 def test_one_case_of_vm2vm_and_its_peer(tmp_path) -> None:
-    words = ["--only", "packed mrg_rxbuf=1 in_order=0 1514 B", "--runs", "1", "--seconds", "0.3"]
-    done = subprocess.run(
-        [sys.executable, "-m", "vhostnet", "bench", "vm2vm", *words, "--output", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=READY_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-800:]
-    (case,) = load(tmp_path / "vm2vm.json").cases
+    _, result = bench(tmp_path, "vm2vm", "packed mrg_rxbuf=1 in_order=0 1514 B", 0.3)
+    (case,) = result.cases
     for side in case.sides.values():
         (mpps,) = side.runs["mpps"]
         assert mpps is not None

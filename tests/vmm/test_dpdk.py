@@ -49,58 +49,77 @@ def virtio_user(socket: str, options: str, queue_pairs: int) -> Testpmd:
     )
 
 
-def counted(daemon: ServeProcess, direction: str, *counters: str) -> int:
-    """What the session's last lines say, summed over queue pairs."""
-    lines = re.findall(rf"dev0(?:\.\d+)?: {direction} (.*)", daemon.log())
-    return sum(
-        int(value)
-        for line in lines
-        for name, value in re.findall(r"(\w+)=(\d+)", line)
-        if name in counters
-    )
+class Card:
+    """A daemon's card, and what it has counted since the test began."""
+
+    def __init__(self, daemon: ServeProcess) -> None:
+        self.daemon, self.socket = daemon, daemon.socket
+        self._before = self._scrape()
+        daemon.mark()
+
+    def _scrape(self) -> Scrape:
+        return Scrape(str(Path(self.socket).with_name("metrics")))
+
+    def told(self, direction: str, *counters: str) -> int:
+        """What the session's last lines say, summed over queue pairs."""
+        lines = re.findall(rf"dev0(?:\.\d+)?: {direction} (.*)", "\n".join(self.daemon.lines()))
+        return sum(
+            int(value)
+            for line in lines
+            for name, value in re.findall(r"(\w+)=(\d+)", line)
+            if name in counters
+        )
+
+    def moved(self, direction: str, *counters: str) -> int:
+        """What it has counted by now; `told` is for the end."""
+        now = self._scrape()
+        return sum(
+            now.total(f"queue_{name}_total", direction=direction)
+            - self._before.total(f"queue_{name}_total", direction=direction)
+            for name in counters
+        )
+
+    def wait_taken(self, driver: Testpmd) -> None:
+        """Wait until all that the driver has sent was taken out of its rings."""
+        sent = driver.stats().sent
+        wait_until(lambda: self.moved("tx", "packets", "dropped_packets") >= sent, "empty rings")
+
+    def wait_received(self, driver: Testpmd) -> None:
+        """Let the driver receive until nothing is on its way to it."""
+        driver.start("rxonly")
+        self.wait_taken(driver)
+        taken = self.moved("tx", "packets")
+        wait_until(lambda: driver.stats().received >= taken, "all that was sent")
+        driver.stop()
+
+    def finish(self, driver: Testpmd) -> tuple[int, int]:
+        """End the driver and its session; returns the driver's counts."""
+        stats = driver.stats()
+        driver.quit()
+        self.daemon.wait_idle()  # the counters have been written by then
+        return stats.received, stats.sent
+
+
+@pytest.fixture(scope="module")
+def daemon(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServeProcess]:
+    """One with the backend and number of queue pairs that the tests ask for."""
+    backend, queue_pairs = request.param
+    folder = tmp_path_factory.mktemp("daemon")
+    metrics = f"unix:{folder / 'metrics'}"
+    options = ("--backend", backend, "--queue-pairs", str(queue_pairs), "--metrics", metrics)
+    made = ServeProcess(folder, *options)
+    try:
+        yield made
+        made.check_and_stop()
+    finally:
+        made.kill()
 
 
 @pytest.fixture
-def card(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ServeProcess]:
-    """A daemon with the backend and number of queue pairs that the test asks for."""
-    backend, queue_pairs = request.param
-    metrics = f"unix:{tmp_path / 'metrics'}"
-    options = ("--backend", backend, "--queue-pairs", str(queue_pairs), "--metrics", metrics)
-    daemon = ServeProcess(tmp_path, *options)
-    try:
-        yield daemon
-        daemon.check_and_stop()
-    finally:
-        daemon.kill()
-
-
-def moved(daemon: ServeProcess, direction: str, *counters: str) -> int:
-    """What it has counted by now; `counted` is for the end."""
-    now = Scrape(str(Path(daemon.socket).with_name("metrics")))
-    return sum(now.total(f"queue_{name}_total", direction=direction) for name in counters)
-
-
-def wait_taken(daemon: ServeProcess, driver: Testpmd) -> None:
-    """Wait until all that the driver has sent was taken out of its rings."""
-    sent = driver.stats().sent
-    wait_until(lambda: moved(daemon, "tx", "packets", "dropped_packets") >= sent, "an empty ring")
-
-
-def wait_received(daemon: ServeProcess, driver: Testpmd) -> None:
-    """Let the driver receive until nothing is on its way to it."""
-    driver.start("rxonly")
-    wait_taken(daemon, driver)
-    taken = moved(daemon, "tx", "packets")
-    wait_until(lambda: driver.stats().received >= taken, "all that was sent")
-    driver.stop()
-
-
-def finish(driver: Testpmd, daemon: ServeProcess) -> tuple[int, int]:
-    """End the driver and its session; returns the driver's counts."""
-    stats = driver.stats()
-    driver.quit()
-    daemon.wait_idle()  # the counters have been written by then
-    return stats.received, stats.sent
+def card(daemon: ServeProcess) -> Card:
+    return Card(daemon)
 
 
 OPTIONS = [
@@ -118,12 +137,12 @@ def cases(backend: str) -> pytest.MarkDecorator:
     """Every set of options with one queue pair, some with two."""
     some = (OPTIONS[0], OPTIONS[4])
     return pytest.mark.parametrize(
-        ("card", "options", "queue_pairs"),
+        ("daemon", "options", "queue_pairs"),
         [
             *[((backend, 1), options, 1) for options in OPTIONS],
             *[((backend, 2), options, 2) for options in some],
         ],
-        indirect=["card"],
+        indirect=["daemon"],
         ids=[*OPTIONS, *(f"{options},queues=2" for options in some)],
     )
 
@@ -132,24 +151,24 @@ def cases(backend: str) -> pytest.MarkDecorator:
 def test_all_that_the_driver_sends_is_taken(card, options, queue_pairs):
     with virtio_user(card.socket, options, queue_pairs) as driver:
         driver.forward("txonly", TRAFFIC_S)
-        wait_taken(card, driver)
-        _, sent = finish(driver, card)
+        card.wait_taken(driver)
+        _, sent = card.finish(driver)
     assert sent > 1000
     # A driver with two pairs sends on the second before we have read that it is enabled; until
     # then its packets are taken and thrown away, as the protocol wants it.
-    assert counted(card, "tx", "packets", "drop_disabled") == sent
-    assert counted(card, "tx", "drop_disabled") == 0 or queue_pairs > 1
+    assert card.told("tx", "packets", "drop_disabled") == sent
+    assert card.told("tx", "drop_disabled") == 0 or queue_pairs > 1
 
 
 @cases("gen:size=64")
 def test_all_that_is_generated_is_received(card, options, queue_pairs):
     with virtio_user(card.socket, options, queue_pairs) as driver:
         driver.forward("rxonly", TRAFFIC_S)
-        received, _ = finish(driver, card)
+        received, _ = card.finish(driver)
     assert received > 1000
     # The rings are full of packets that the driver has not looked at; under load one more ring's
     # worth was seen once (three rings with two pairs), which it has perhaps flushed uncounted.
-    given = counted(card, "rx", "packets")
+    given = card.told("rx", "packets")
     assert received <= given <= received + 4 * queue_pairs * QUEUE_SIZE
 
 
@@ -157,15 +176,15 @@ def test_all_that_is_generated_is_received(card, options, queue_pairs):
 def test_all_that_the_driver_sends_comes_back(card, options, queue_pairs):
     with virtio_user(card.socket, options, queue_pairs) as driver:
         driver.forward("flowgen", TRAFFIC_S)
-        wait_received(card, driver)
-        received, sent = finish(driver, card)
+        card.wait_received(driver)
+        received, sent = card.finish(driver)
     assert sent > 1000
-    assert counted(card, "tx", "packets", "drop_full", "drop_disabled") == sent
-    assert counted(card, "rx", "packets") == received
-    assert counted(card, "tx", "packets") == received
+    assert card.told("tx", "packets", "drop_full", "drop_disabled") == sent
+    assert card.told("rx", "packets") == received
+    assert card.told("tx", "packets") == received
 
 
-@pytest.mark.parametrize("card", [("loop", 1)], indirect=True)
+@pytest.mark.parametrize("daemon", [("loop", 1)], indirect=True)
 def test_a_driver_that_is_killed_makes_room_for_the_next(card):
     for _ in range(2):
         with virtio_user(card.socket, OPTIONS[0], 1) as driver:
@@ -179,7 +198,7 @@ def test_a_driver_that_is_killed_makes_room_for_the_next(card):
         stats = driver.stats()
         driver.quit()
     assert stats.sent == stats.received > 100
-    card.wait_idle()
+    card.daemon.wait_idle()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from long import LONG
 from serve_process import PATIENCE_S
 from vhostnet.demo import measure
 from vhostnet.demo.machine import Machine
+from vhostnet.demo.qemu import GuestVM
 
 if TYPE_CHECKING:
     from conftest import Bed
@@ -18,21 +20,24 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.vmm, pytest.mark.root]
 
 
-def test_stop_and_cont(bed: Bed) -> None:
-    bed.serve()
-    guest = bed.boot()
-    bed.assert_pings(guest)
+@pytest.fixture(scope="module")
+def guest(shared_bed: Bed) -> GuestVM:
+    """A guest that lives through several tests."""
+    shared_bed.serve()
+    return shared_bed.boot()
+
+
+def test_stop_and_cont(shared_bed: Bed, guest: GuestVM) -> None:
+    shared_bed.assert_pings(guest)
     for _ in range(3):
         guest.qmp("stop")
         time.sleep(0.2)
         guest.qmp("cont")
-        bed.assert_pings(guest)
-    bed.assert_transfers(guest)
+        shared_bed.assert_pings(guest)
+    shared_bed.assert_transfers(guest)
 
 
-def test_stop_and_cont_in_the_middle_of_a_transfer(bed: Bed) -> None:
-    bed.serve()
-    guest = bed.boot()
+def test_stop_and_cont_in_the_middle_of_a_transfer(guest: GuestVM) -> None:
     guest.check("(ping -c 60 -i 0.05 192.0.2.1 > /tmp/ping; echo >> /tmp/done) > /dev/null 2>&1 &")
     for _ in range(4):
         time.sleep(0.3)
@@ -43,10 +48,16 @@ def test_stop_and_cont_in_the_middle_of_a_transfer(bed: Bed) -> None:
     assert "60 packets received" in guest.check("cat /tmp/ping")
 
 
-@pytest.mark.parametrize("packed", ["off", "on"])
-def test_system_reset(bed: Bed, packed: str) -> None:
+def test_system_reset(shared_bed: Bed, guest: GuestVM) -> None:
+    _reset(shared_bed, guest)
+
+
+def test_system_reset_of_a_guest_with_packed_rings(bed: Bed) -> None:
     bed.serve()
-    guest = bed.boot(properties={"packed": packed})
+    _reset(bed, bed.boot(properties={"packed": "on"}))
+
+
+def _reset(bed: Bed, guest: GuestVM) -> None:
     bed.assert_pings(guest)
     guest.qmp("system_reset")
     guest.wait_for_shell()
@@ -55,31 +66,27 @@ def test_system_reset(bed: Bed, packed: str) -> None:
     bed.assert_transfers(guest)
 
 
-def test_the_driver_is_removed_and_loaded_again(bed: Bed) -> None:
-    bed.serve()
-    guest = bed.boot()
+def test_the_driver_is_removed_and_loaded_again(shared_bed: Bed, guest: GuestVM) -> None:
     for _ in range(3):
-        bed.assert_pings(guest)
+        shared_bed.assert_pings(guest)
         guest.check("rmmod virtio_net")
         guest.check("modprobe virtio_net")
         guest.add_address(0, "192.0.2.2/24")
-    bed.assert_transfers(guest)
+    shared_bed.assert_transfers(guest)
 
 
-def test_the_cable_is_pulled_and_plugged_in_again(bed: Bed) -> None:
-    bed.serve()
-    guest = bed.boot()
-    bed.assert_pings(guest)
+def test_the_cable_is_pulled_and_plugged_in_again(shared_bed: Bed, guest: GuestVM) -> None:
+    shared_bed.assert_pings(guest)
     guest.qmp("set_link", name="net0", up=False)
     guest.wait_until("test $(cat /sys/class/net/eth0/carrier) = 0")
     assert guest.run("ping -c 1 -W 1 192.0.2.1")[0] != 0
     guest.qmp("set_link", name="net0", up=True)
     guest.wait_until("test $(cat /sys/class/net/eth0/carrier) = 1")
-    bed.assert_pings(guest)
-    bed.assert_transfers(guest)
+    shared_bed.assert_pings(guest)
+    shared_bed.assert_transfers(guest)
 
 
-@pytest.mark.parametrize("queue_pairs", [1, 2])
+@pytest.mark.parametrize("queue_pairs", [pytest.param(1, marks=LONG), 2])
 def test_memory_is_plugged_in_while_packets_flow(bed: Bed, queue_pairs: int) -> None:
     # QEMU 7.2 announces each piece of memory once for every pair.
     bed.serve(queue_pairs=queue_pairs)

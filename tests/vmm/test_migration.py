@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from long import LONG
 from vhostnet.demo.machine import Machine, VhostUserNic
 from vhostnet.demo.qemu import GuestVM
 from vhostnet.demo.tools import spawn
@@ -117,7 +118,15 @@ DOORS: dict[str, Callable[[pytest.FixtureRequest], OverSocket | OverIoctls]] = {
 }
 
 
-@pytest.fixture(params=DOORS)
+@pytest.fixture(
+    params=[
+        "vhost-user",
+        "run, private memory",
+        "run, shared memory, packed",
+        pytest.param("run, private memory, packed", marks=LONG),
+        pytest.param("run, shared memory", marks=LONG),
+    ]
+)
 def door(request: pytest.FixtureRequest) -> OverSocket | OverIoctls:
     return DOORS[request.param](request)
 

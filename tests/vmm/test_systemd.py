@@ -18,6 +18,7 @@ from systemd_container import Container
 from systemd_machine import boot
 from systemd_root import python
 
+from long import IS_LONG
 from vhostnet.demo.guest_image import GuestImage
 from vhostnet.demo.machine import Machine, VhostUserNic
 from vhostnet.demo.qemu import GuestVM
@@ -53,7 +54,7 @@ class Bed:
         return self.shell.check(f"systemctl show -P {name} {unit}").strip()
 
     def journal(self, unit: str) -> str:
-        return self.shell.check(f"journalctl --no-pager -o cat -u {unit}")
+        return self.shell.check(f"journalctl --sync && journalctl --no-pager -o cat -u {unit}")
 
     def uptime(self) -> float:
         return float(self.shell.check("cat /proc/uptime").split()[0])
@@ -117,6 +118,12 @@ def not_emulated(bed: Bed) -> None:
         pytest.skip("takes an emulated processor a minute, and shows nothing else")
 
 
+@pytest.fixture
+def not_emulated_or_long(request: pytest.FixtureRequest) -> None:
+    if not IS_LONG:
+        request.getfixturevalue("not_emulated")
+
+
 # --- the order is that of a daemon's life -------------------------------------------------------
 
 
@@ -165,11 +172,13 @@ def test_a_start_is_done_when_the_daemon_is_ready(bed: Bed) -> None:
         assert bed.shell.check(f"cat {current}").strip() == "vhostnet-serve (enforce)"
 
 
+@pytest.mark.usefixtures("not_emulated_or_long")
 def test_a_daemon_that_is_killed_is_started_again_and_the_card_is_back(bed: Bed) -> None:
     bed.restarted(UNIT, GUEST, "kill -KILL PID")
     assert bed.shell.check("tail -n 1 /tmp/guest") == "back\n"
 
 
+@pytest.mark.usefixtures("not_emulated_or_long")
 def test_a_daemon_that_stands_still_is_killed_by_the_watchdog(bed: Bed) -> None:
     bed.restarted(UNIT, GUEST, "kill -STOP PID")
     assert "Watchdog timeout" in bed.journal(UNIT)

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.vmm, pytest.mark.root]
 
 
-@pytest.fixture
-def boot_trace(bed: Bed) -> Path:
+@pytest.fixture(scope="module")
+def boot_trace(shared_bed: Bed) -> Path:
     """What QEMU says from power-on to a guest that pings, and when it is powered off."""
-    path = bed.folder / "boot.trace"
-    daemon = bed.serve("--trace", str(path))
-    guest = bed.boot()
-    bed.assert_pings(guest)
+    path = shared_bed.folder / "boot.trace"
+    daemon = shared_bed.serve("--trace", str(path))
+    guest = shared_bed.boot()
+    shared_bed.assert_pings(guest)
     guest.qmp("quit")
     if daemon is None:
         pytest.skip("QEMU's own card says nothing")
