@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from beds import SocketTap, frame, in_process, mem_table
 from driver_ring import GPA, UVA
 from instance import MRG, RX, TX, V1, Instance, OneCard
 from vhostnet import events
+from vhostnet.datapath.layout import WORK_TX_KICK
+from vhostnet.datapath.work import work_queue
 from vhostnet.device.vhost_net import VhostNet
 from vhostnet.device.vring import RemoteOwner
 from vhostnet.observe.stalls import CAUSES
@@ -270,6 +274,38 @@ def test_a_bug_of_ours(card: Card, caplog: pytest.LogCaptureFixture) -> None:
         card.observer.check()
     assert set(card.observer.stalls()) == {("rx0", "worker_failed"), ("tx0", "worker_failed")}
     assert "the data path raised" in caplog.text
+
+
+def test_a_worker_that_does_not_come_back(card: Card, caplog: pytest.LogCaptureFixture) -> None:
+    driver, worker = card.start(), card.net.worker
+    assert worker is not None
+    stuck, released = threading.Event(), threading.Event()
+    run = worker._run
+
+    def hangs() -> int | None:
+        work_queue(worker.record[0], WORK_TX_KICK)  # as of a kick that it has taken
+        stuck.set()
+        released.wait(60.0)
+        return run()
+
+    with worker.quiesced():
+        worker._run = hangs
+    assert stuck.wait(60.0)
+    driver.send(frame(1))
+    explained(card, "tx0", "worker_stuck", caplog)
+    worker._run = run
+    released.set()
+    card.transport.flush()
+    ended(card, "tx0")
+
+
+def test_every_cause_is_made_on_purpose() -> None:
+    here = Path(__file__)
+    others = (here.parents[1] / "unit" / "backends" / "test_tap.py",)  # a TAP that is deleted
+    text = "".join(path.read_text() for path in (here, *others))
+    reasons = {"backend_gone": "tx is stalled: the backend was deleted"}
+    assert len(CAUSES) >= 10
+    assert [c for c in CAUSES if f'"{c}"' not in text and reasons.get(c, "?") not in text] == []
 
 
 def test_an_address_that_the_front_end_does_not_tell(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from vhostnet.cli.ring_view import ring_view
 from vhostnet.control.client import ControlClient
 from vhostnet.errors import EXIT_OK, UsageError
 
+#: Arguments that are paths; what is relative is so to the shell, and not to the daemon.
+PATHS = ("file", "socket")
 #: `inspect` has found the ring to break a rule.
 EXIT_BROKEN = 6
 
@@ -40,7 +43,7 @@ commands:
   device-del DEVICE             the end of a device
   events [NAME ...]             what happens, line by line, until interrupted
 Any other of the daemon's commands works too; "query-" may be left out.  Arguments come in
-their order, or as NAME=VALUE.
+their order, or as NAME=VALUE; files and sockets are those that the shell would find.
 
 examples:
   vhostnet ctl --control /run/vm1.ctl devices
@@ -135,7 +138,7 @@ def _value(argument: Mapping[str, Any], text: str) -> Any:
         if text not in ("on", "off"):
             raise UsageError(f"{name}: {text!r} must be on or off")
         return text == "on"
-    return text
+    return os.path.abspath(text) if name in PATHS and text not in ("", "-") else text
 
 
 def _usage(command: Mapping[str, Any]) -> str:

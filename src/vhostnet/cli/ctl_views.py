@@ -72,7 +72,7 @@ def _text(value: Any) -> str:
     if isinstance(value, dict):
         return " ".join(f"{name}={_text(item)}" for name, item in value.items()) or "-"
     # a name that a front-end or a file gave must not write on the terminal
-    return "".join(c if c.isprintable() else "?" for c in str(value))
+    return "".join(c if c.isprintable() else "?" for c in str(value)) or "-"
 
 
 def _commands(_given: Mapping[str, Any], answer: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -147,7 +147,16 @@ def _sandbox(_given: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _capture(_given: Mapping[str, Any], answer: Mapping[str, Any]) -> list[str]:
+    facts = {name: value for name, value in answer.items() if name != "queues"}
+    queues = table(answer["queues"]) if answer.get("queues") else []
+    return [*pairs(facts), *([""] if queues else []), *queues]
+
+
 _VIEWS: dict[str, Callable[[Mapping[str, Any], Any], list[str]]] = {
+    "capture-start": _capture,
+    "capture-stop": _capture,
+    "query-capture": _capture,
     "query-commands": _commands,
     "query-memory": _memory,
     "query-sandbox": _sandbox,

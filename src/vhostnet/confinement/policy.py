@@ -122,6 +122,8 @@ class Policy:
             raise HostError("there is no --config that could name a group", errno.EPERM)
 
     def _check_directory(self, path: str, allowed: frozenset[str]) -> None:
+        if not os.path.isabs(path):  # whose folder it would be in is not known here
+            raise HostError(f"{path}: the sandbox needs an absolute path", errno.EPERM)
         where = os.path.dirname(os.path.abspath(path))
         if where in allowed:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import stat
 import subprocess
@@ -88,13 +89,63 @@ def test_the_socket_is_the_users_own(daemon):
     assert stat.S_IMODE(os.stat(daemon.control).st_mode) == 0o600
 
 
-def test_commands_are_listed_and_every_one_of_them_is_driven_here(daemon):
-    told = daemon.execute("query-commands")
-    assert [command["name"] for command in told] == list(commands(()))
-    here = Path(__file__)
-    others = ("test_capture_of_serve.py", "test_sandbox_of_serve.py")
-    text = here.read_text() + "".join(here.with_name(name).read_text() for name in others)
-    assert [name for name in commands(()) if f'"{name}"' not in text] == []
+def test_every_command_that_is_listed_is_driven_by_qemus_library(daemon):
+    new = {"socket": f"{daemon.socket}-all", "backend": "null", "name": "new"}
+    # what each is asked, and what has to be in its answer; in an order that makes sense
+    asked: dict[str, tuple[dict[str, Any], str]] = {
+        "query-commands": ({}, "capture-start"),
+        "query-events": ({}, "VRING_STALLED"),
+        "query-version": ({}, "serve"),
+        "query-devices": ({"device": "dev0"}, "dev0"),
+        "query-vrings": ({"device": "dev0"}, "tx0"),
+        "query-memory": ({"device": "dev0"}, "regions"),
+        "query-workers": ({}, "[]"),
+        "query-stats": ({"device": "dev0"}, "clock-ns"),
+        "inspect": ({"device": "dev0", "queue": "tx0", "chains": 3}, "running"),
+        "query-sandbox": ({}, "stages"),
+        "query-log": ({}, "all"),
+        "log-set": ({"level": "info"}, "info"),
+        "device-add": (new, "new"),
+        "capture-start": ({"file": f"{daemon.socket}.pcapng", "device": "new"}, "new-tx"),
+        "query-capture": ({}, ".pcapng"),
+        "capture-stop": ({}, ".pcapng"),
+        "device-del": ({"device": "new"}, "{}"),
+    }
+    listed = [command["name"] for command in daemon.execute("query-commands")]
+    assert listed == list(commands(()))
+    assert set(listed) == set(asked)
+
+    async def conversation(qmp: QMPClient) -> None:
+        for name, (arguments, wanted) in asked.items():
+            assert wanted in json.dumps(await qmp.execute(name, arguments)), name
+
+    daemon.talk(conversation)
+    daemon.wait_idle()
+
+
+def test_qmp_shell_works_as_it_is(daemon):
+    shell = Path(sys.executable).with_name("qmp-shell")
+    lines = (
+        "query-version",
+        f"device-add socket={daemon.socket}-shell backend=null name=shell queue-pairs=2",
+        "query-vrings device=shell",
+        "device-del device=shell",
+        "no-such-command",
+    )
+    done = subprocess.run(
+        [shell, daemon.control],
+        input="".join(f"{line}\n" for line in lines),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    said = [line.removeprefix("(QEMU) ") for line in done.stdout.splitlines() if "{" in line]
+    answers = [json.loads(line) for line in said]
+    assert answers[0]["return"]["pid"] == daemon.process.pid
+    assert answers[1]["return"] == {"device": "shell"}
+    assert [ring["queue"] for ring in answers[2]["return"]] == ["rx0", "tx0", "rx1", "tx1"]
+    assert answers[3]["return"] == {}
+    assert answers[4]["error"]["class"] == "CommandNotFound"
 
 
 def test_version_and_events(daemon):

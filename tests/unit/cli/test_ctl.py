@@ -122,6 +122,30 @@ def test_a_device_comes_and_goes(ctl, daemon):
     assert ctl("device-del", "vm2") == (0, "", "")
 
 
+def test_paths_are_those_of_the_shell_and_a_capture_is_a_table(ctl, daemon, monkeypatch):
+    monkeypatch.chdir(Path(daemon.control).parent)
+    status, out, err = ctl("capture-start", "c.pcapng")
+    assert (status, err) == (0, "")
+    assert ("file     " + str(Path(daemon.control).with_name("c.pcapng"))) in out.splitlines()
+    assert "filter   -" in out.splitlines()
+    assert [line.split() for line in out.splitlines()[-3:]] == [
+        ["queue", "seen", "accepted", "lost"],
+        ["dev0-rx", "0", "0", "0"],
+        ["dev0-tx", "0", "0", "0"],
+    ]
+    assert ctl("capture-stop")[0] == 0
+    assert ctl("capture") == (0, "running  no\n", "")
+    assert ctl("device-add", "relative.sock", "null", "name=here")[0] == 0
+    assert Path("relative.sock").is_socket()
+    assert ctl("device-del", "here")[0] == 0
+    # a client of QMP has no shell, and a sealed daemon no folder
+    with (
+        client.ControlClient(daemon.control) as control,
+        pytest.raises(client.Refused, match=r"^c\.pcapng: the sandbox needs an absolute path"),
+    ):
+        control.execute("capture-start", file="c.pcapng")
+
+
 def test_every_command_of_the_daemon_is_listed(ctl):
     out = ctl("commands")[1]
     assert "log-set LEVEL [area]" in out
