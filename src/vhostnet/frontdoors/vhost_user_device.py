@@ -4,7 +4,7 @@ One card is `queue_pairs` instances of VhostNet that share one memory table and 
 features.  A pair's worker thread exists from the pair's first start to the session's end.
 
 Not here: messages and replies (`protocol/`), sockets (`vhost_user_server`), when a ring runs
-(`vhost_user_rings`).
+(`vhost_user_rings`), what the memory is made of (`shared_memory`), the carrier (`carrier`).
 """
 
 from __future__ import annotations
@@ -13,19 +13,11 @@ import contextlib
 import errno
 import logging
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
 
 from vhostnet.backends.backend import Backend
 from vhostnet.device.dirty_log import DirtyLog
-from vhostnet.device.memory import (
-    MemoryTable,
-    Region,
-    drop_unheld,
-    map_region,
-    same_region,
-)
+from vhostnet.device.memory import MemoryTable
 from vhostnet.device.port_net import PortNet, join_ports, part_ports
 from vhostnet.device.ring_formats import VringAddresses
 from vhostnet.device.scheduling import Scheduling
@@ -56,7 +48,9 @@ from vhostnet.uapi.virtio import (
 )
 
 from .backend_channel import BackendChannel
+from .carrier import CallLater, Carrier
 from .rarp import rarp_frame
+from .shared_memory import MAX_MEM_SLOTS, SharedMemory
 from .vhost_user_rings import VhostUserRing
 
 log = logging.getLogger("vhostnet.device")
@@ -74,16 +68,6 @@ RING_FEATURES = mask(
     VIRTIO_F_VERSION_1,
     VHOST_USER_F_PROTOCOL_FEATURES,
 )
-#: As libvhost-user; QEMU itself stops at 256 on x86.
-MAX_MEM_SLOTS = 509
-#: A short stop (a snapshot, a reset, a reload of the driver) does not flap the carrier.
-LINK_DOWN_DELAY_S = 1.0
-
-
-class Timer(Protocol):
-    """What `call_later` returns."""
-
-    def cancel(self) -> None: ...
 
 
 class VhostUserDevice:
@@ -93,7 +77,7 @@ class VhostUserDevice:
         backend: its network side, ours to close.
         queue_pairs: RX/TX pairs, 1..127.
         name: what log lines call it.
-        call_later: the control loop's timer, `(seconds, function) -> handle`.
+        call_later: the control loop's timer.
         busy_poll_us, busy_poll_adaptive: see VhostNet.set_vring_busyloop_timeout.
         linux_abi: the version of Linux to behave as (see device/linux_abi.py): whether num_buffers
             is written for VERSION_1 without MRG_RXBUF, how long an IOTLB lives, and whether
@@ -110,7 +94,7 @@ class VhostUserDevice:
         *,
         queue_pairs: int,
         name: str,
-        call_later: Callable[[float, Callable[[], Any]], Timer],
+        call_later: CallLater,
         busy_poll_us: int = 0,
         busy_poll_adaptive: bool = False,
         iommu: bool = False,
@@ -143,12 +127,10 @@ class VhostUserDevice:
         self._busy_poll_adaptive = busy_poll_adaptive
         self._worker_cpus = worker_cpus
         self._worker_scheduling = worker_scheduling
-        self._call_later = call_later
-        self._link_timer: Timer | None = None
+        self._carrier = Carrier(backend, call_later, self._receives)
         self._session = False
         self._owner_pid = 0
-        self._memory = MemoryTable()
-        self._repeated: Counter[tuple[int, int, int]] = Counter()
+        self._memory = SharedMemory()
         self._log: DirtyLog | None = None
         self._features: int | None = None
         self._status = 0
@@ -183,8 +165,6 @@ class VhostUserDevice:
             ring.sized = False
             ring.unplaced_logged = False
         self._memory.release()
-        self._memory = MemoryTable()
-        self._repeated.clear()
         if self._backend_requests is not None:
             self._backend_requests.close()
             self._backend_requests = None
@@ -195,7 +175,7 @@ class VhostUserDevice:
             self._log = None
         self._features = None
         self._status = 0
-        self._set_link(False)
+        self._carrier.down()
         for pair in range(self.queue_pairs):
             self.backend.attach_queue(pair, True)
         with contextlib.suppress(HostError):  # a TAP that was deleted has nothing to negotiate
@@ -283,47 +263,18 @@ class VhostUserDevice:
             yield
 
     def set_mem_table(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
-        self._replace_memory([], list(zip(regions, fds, strict=True)))
+        self._use_memory(self._memory.with_regions(regions, fds))
 
     def add_mem_reg(self, region: MemoryRegion, fd: int) -> None:
-        if self._find_mapped(region, fd) is not None:
-            # QEMU before 8.1 adds, and later removes, each region once a queue pair
-            self._repeated[region.key] += 1
-            return
-        if len(self._memory.regions) >= self.max_mem_slots:
-            raise PeerError(f"more than {self.max_mem_slots} memory slots", errno.E2BIG)
-        self._replace_memory(list(self._memory.regions), [(region, fd)])
+        self._use_memory(self._memory.with_region(region, fd))
 
     def rem_mem_reg(self, region: MemoryRegion) -> None:
-        kept = [r for r in self._memory.regions if (r.gpa, r.uva, r.size) != region.key]
-        if len(kept) == len(self._memory.regions):
-            if self._repeated[region.key] > 0:
-                self._repeated[region.key] -= 1
-                return
-            raise PeerError(f"there is no region at gpa {region.guest_phys_addr:#x} like this")
-        self._replace_memory(kept, [])
+        self._use_memory(self._memory.without_region(region))
 
-    def _replace_memory(self, kept: list[Region], offered: list[tuple[MemoryRegion, int]]) -> None:
-        regions = list(kept)
-        new: list[Region] = []
-        try:
-            for wire, fd in offered:
-                region = self._find_mapped(wire, fd)
-                if region is None:
-                    region = map_region(
-                        wire.guest_phys_addr,
-                        wire.memory_size,
-                        wire.userspace_addr,
-                        wire.mmap_offset,
-                        fd,
-                    )
-                    new.append(region)
-                regions.append(region)
-            table = MemoryTable(regions)
-        except PeerError:
-            drop_unheld(new)
-            raise
-        old = self._memory
+    def _use_memory(self, table: MemoryTable | None) -> None:
+        """Let all pairs use *table*; None: nothing changes."""
+        if table is None:
+            return
         with self._all_quiesced():
             for ring in self.rings:
                 # a running ring that the new table no longer holds stops here, not in the
@@ -334,28 +285,14 @@ class VhostUserDevice:
                     ring.net.set_backend(ring.vq, None)
             for net in self.nets:
                 net.set_mem_table(table)
-            self._memory = table
-        old.release()
+        self._memory.take(table)
         self._settle_all()
 
     def check_memory(self) -> None:
         """Raise PeerError if a file that the front-end shares was cut short under us."""
-        self._memory.check_not_lost()
+        self._memory.table.check_not_lost()
         if self._log is not None:
             self._log.check_not_lost()
-
-    def _find_mapped(self, wire: MemoryRegion, fd: int) -> Region | None:
-        for region in self._memory.regions:
-            if same_region(
-                region,
-                wire.guest_phys_addr,
-                wire.memory_size,
-                wire.userspace_addr,
-                wire.mmap_offset,
-                fd,
-            ):
-                return region
-        return None
 
     # --- IOTLB ------------------------------------------------------------------------
 
@@ -438,7 +375,7 @@ class VhostUserDevice:
         ring = self.rings[index]
         ring.stop()
         self._attach_queues()
-        self._update_link()
+        self._carrier.update()
         return ring.net.get_vring_base(ring.vq)
 
     def set_vring_kick(self, index: int, fd: int | None) -> None:
@@ -509,13 +446,16 @@ class VhostUserDevice:
     def _settle(self, ring: VhostUserRing) -> None:
         ring.settle()
         self._attach_queues()
-        self._update_link()
+        self._carrier.update()
 
     def _attach_queues(self) -> None:
         """Let the network choose among the pairs that receive; among all while none does."""
         receiving = [self.rings[2 * pair].runs for pair in range(self.queue_pairs)]
         for pair, receives in enumerate(receiving):
             self.backend.attach_queue(pair, receives or not any(receiving))
+
+    def _receives(self) -> bool:
+        return any(ring.runs for ring in self.rings if ring.vq == VHOST_NET_VQ_RX)
 
     def _settle_all(self) -> None:
         for ring in self.rings:
@@ -540,23 +480,4 @@ class VhostUserDevice:
             ring.reset()
         self._status = 0
         self._attach_queues()
-        self._update_link()
-
-    # --- carrier ----------------------------------------------------------------------
-
-    def _update_link(self) -> None:
-        up = any(ring.runs for ring in self.rings if ring.vq == VHOST_NET_VQ_RX)
-        if up:
-            self._set_link(True)
-        elif self._link_timer is None:
-            self._link_timer = self._call_later(LINK_DOWN_DELAY_S, self._link_down)
-
-    def _link_down(self) -> None:
-        self._link_timer = None
-        self._set_link(any(ring.runs for ring in self.rings if ring.vq == VHOST_NET_VQ_RX))
-
-    def _set_link(self, up: bool) -> None:
-        if self._link_timer is not None:
-            self._link_timer.cancel()
-            self._link_timer = None
-        self.backend.set_link(up)
+        self._carrier.update()
