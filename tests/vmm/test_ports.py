@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from long import IS_LONG
+from vhostnet.control.client import ControlClient
 from vhostnet.demo.daemon import Daemon
 from vhostnet.demo.guest_image import GuestImage
 from vhostnet.demo.machine import Machine, VhostUserNic
@@ -45,12 +46,16 @@ class PortsBed:
         self.queue_pairs = 1
 
     @property
+    def control(self) -> str:
+        return str(self.folder / "control")
+
+    @property
     def log(self) -> str:
         return (self.folder / "vhostnet.log").read_text()
 
     def serve(self, queue_pairs: int = 1) -> None:
         self.queue_pairs = queue_pairs
-        options = []
+        options = ["--control", self.control]
         for number in (0, 1):
             where = f"socket={self.folder / f'card{number}'},backend=port:x"
             options += ["--device", f"{where},queue-pairs={queue_pairs}"]
@@ -64,6 +69,7 @@ class PortsBed:
             f"52:54:00:12:34:0{number + 1}",
             queue_pairs=self.queue_pairs,
             properties=properties or {},
+            reconnect_s=1,
         )
         guest = GuestVM(self.image, Machine(self.accel, smp=smp), [nic])
         return self.stack.enter_context(guest)
@@ -181,3 +187,38 @@ def test_a_guest_is_killed_under_traffic_and_comes_back(bed: PortsBed, direction
         assert_pings(dies, ADDRESSES[0])
         assert_transfer(stays, dies, ADDRESSES[1])
         assert_transfer(dies, stays, ADDRESSES[0])
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_a_card_is_removed_under_traffic_and_added_again(bed: PortsBed, gone: int) -> None:
+    """Its guest's QEMU connects again; the other guest never loses its card."""
+    bed.serve()
+    booting = [bed.power_on(number) for number in (0, 1)]
+    guests = [bed.ready(guest, number) for number, guest in enumerate(booting)]
+    leaver, stayer = guests[gone], guests[1 - gone]
+    start_iperf3(leaver)
+    with ControlClient(bed.control) as control:
+        for _ in range(3):
+            before = packets(stayer)
+            to = f"--client {ADDRESSES[gone]} --time 600"
+            stayer.check(f"iperf3 {to} --bidir > /tmp/iperf 2>&1 &")
+            stayer.wait_until(f"test {PACKETS} -gt {before + 1000}")
+            control.execute("device-del", device=f"dev{gone}")
+            stayer.check("killall -9 iperf3 || true")
+            before = packets(stayer)
+            stayer.check("ping -c 3 -W 1 192.0.2.9 || true")  # asks who has it
+            assert packets(stayer) > before
+            control.execute(
+                "device-add",
+                socket=str(bed.folder / f"card{gone}"),
+                backend="port:x",
+                name=f"dev{gone}",
+            )
+            stayer.wait_until(f"ping -c 1 -W 1 {ADDRESSES[gone]} > /dev/null")
+            assert_pings(stayer, ADDRESSES[gone])
+            assert_pings(leaver, ADDRESSES[1 - gone])
+            leaver.check("killall -9 iperf3; true")
+            start_iperf3(leaver)
+    assert_transfer(stayer, leaver, ADDRESSES[gone])
+    assert_transfer(leaver, stayer, ADDRESSES[1 - gone])
+    assert not re.search(rf"dev{1 - gone}: front-end pid \d+ disconnected", bed.log)
