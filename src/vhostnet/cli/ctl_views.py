@@ -8,7 +8,7 @@ from typing import Any
 #: Of what there is much of, the columns of a table of several; one alone is shown with all it has.
 COLUMNS = {
     "query-devices": (
-        "device", "socket", "backend", "connected", "pid", "queue-pairs", "running",
+        "device", "socket", "backend", "partner", "connected", "pid", "queue-pairs", "running",
     ),
     "query-vrings": (
         "device", "queue", "running", "format", "num", "last-avail", "avail", "avail-pos",
