@@ -81,6 +81,11 @@ class PeerError(VhostnetError):
         self.errno = errno
 
 
+def reason_of(error: OSError | HostError) -> str:
+    """What went wrong, without the errno and the path that Python puts around it."""
+    return str(error) if isinstance(error, HostError) else error.strerror or str(error)
+
+
 @contextlib.contextmanager
 def naming(option: str) -> Iterator[None]:
     """Errors of the operator's and of the host's say which option they are about."""

@@ -134,6 +134,15 @@ def test_it_is_our_driver_that_answers(said: dict[str, Any], chardev: Chardev) -
     assert " 0 kernels compiled" in chardev.log()
 
 
+def test_it_is_sealed(chardev: Chardev) -> None:
+    log = chardev.log()
+    for stage in ("no new privileges", "capabilities (none)", "landlock (files", "system calls ("):
+        assert stage in log, log
+    tasks = f"/proc/{chardev.pid}/task/*/status"
+    said = chardev.bed.guest.check(f"cat {tasks} | grep -E 'NoNewPrivs|Seccomp:|CapEff' | sort -u")
+    assert said.split() == ["CapEff:", "0" * 16, "NoNewPrivs:", "1", "Seccomp:", "2"]
+
+
 @pytest.mark.usefixtures("chardev")
 def test_a_second_device_of_the_name_is_refused(bed: Bed) -> None:
     status, output = bed.run("-m", "vhostnet", "chardev", "--replace-node")

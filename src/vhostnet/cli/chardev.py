@@ -15,7 +15,7 @@ from typing import Any
 
 from vhostnet.cli import logs
 from vhostnet.cli.control_socket import check_control, control_socket, listen
-from vhostnet.cli.daemon_setup import leaving_at_once, not_confined, warm
+from vhostnet.cli.daemon_setup import leaving_at_once, warm
 from vhostnet.cli.observing import MetricsDoor, observed
 from vhostnet.cli.option_kinds import Group, Mode, NodeName, Switch
 from vhostnet.cli.options import (
@@ -24,6 +24,8 @@ from vhostnet.cli.options import (
     METRICS,
     PACKED_RINGS,
     PCAP_OPTIONS,
+    SANDBOX,
+    SANDBOX_DIRS,
     Option,
     add_options,
     check_packed_rings,
@@ -34,16 +36,20 @@ from vhostnet.cli.options import (
 )
 from vhostnet.cli.pcap import check_pcap, ending_pcap, start_pcap
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
+from vhostnet.cli.sandbox import policy_of_files, sandboxed
 from vhostnet.frontdoors.cuse_channel import open_cuse
 from vhostnet.frontdoors.cuse_daemon import serve_cuse
 from vhostnet.frontdoors.cuse_files import CuseFiles
 from vhostnet.frontdoors.cuse_node import CuseNode, NodeOptions
 from vhostnet.frontdoors.event_loop import Loop
+from vhostnet.frontdoors.kept_node import KeptNode
 from vhostnet.frontdoors.trace_file import TraceFile
 
 NAME = "vhost-net"
 #: Permissions of the node with --group and without --mode; without either, the kernel's.
 MODE_WITH_GROUP = 0o660
+#: Modules of other doors, by how their names begin.
+_OTHERS = ("vhost_user_",)
 
 DESCRIPTION = (
     "Be the character device /dev/vhost-net, for unmodified programs (-netdev tap,vhost=on)."
@@ -95,6 +101,8 @@ OPTIONS = (
     *log_options(),
     trace_option("each ioctl, read and write of the node"),
     *PCAP_OPTIONS,
+    SANDBOX,
+    SANDBOX_DIRS,
 )
 
 
@@ -116,10 +124,17 @@ def main(args: argparse.Namespace) -> int:
     check_pcap(settings)
     path = settings["trace"]
     trace = None if path is None else TraceFile(path, of_ioctls=True)
-    with leaving_at_once():
+    with contextlib.ExitStack() as undo:
+        undo.enter_context(leaving_at_once())
         node = CuseNode(options)
         node.check()
         cuse = open_cuse()  # before the compiler: what is missing is told within a second
+        kept = KeptNode(node)
+        policy = policy_of_files(settings, kept.is_open_in, has_node=True)
+        ready = {settings["ready-fd"]} - {None}
+        sandbox = undo.enter_context(
+            sandboxed(settings, policy, lambda: policy, ready, others=_OTHERS)
+        )
 
         from vhostnet.capture import running
         from vhostnet.control.open_files import FilesDaemon
@@ -132,7 +147,6 @@ def main(args: argparse.Namespace) -> int:
         from vhostnet.native import lost_memory_raw
 
         packed_rings = settings["packed-rings"]
-        not_confined("chardev")
         warm(set(catalogue.kernels_for_character_device(packed_rings=packed_rings)), "tap")
         memory_alarm = lost_memory_raw.install()
         _as_many_descriptors_as_we_may()
@@ -149,15 +163,19 @@ def main(args: argparse.Namespace) -> int:
             daemon = FilesDaemon("chardev", files.devices)
             with (
                 control_socket(loop, listen(settings["control"]), lambda: daemon),
-                observed(loop, daemon.cards, MetricsDoor(settings["metrics"])),
+                observed(loop, daemon.cards, metrics),
+                sandbox.watched(loop),
             ):
                 yield
 
-        start_pcap(settings)
-        with contextlib.closing(Loop()) as loop, ending_pcap():
+        metrics = undo.enter_context(contextlib.closing(MetricsDoor(settings["metrics"])))
+        undo.enter_context(ending_pcap())
+        with contextlib.closing(Loop()) as loop:
+            sandbox.close_doors()
+            start_pcap(settings)
             return serve_cuse(
                 loop,
-                node,
+                kept,
                 cuse,
                 make_device,
                 lambda: tell_ready(settings["ready-fd"]),

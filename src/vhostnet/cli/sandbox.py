@@ -6,6 +6,7 @@ What imports numba is imported in functions.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import os
@@ -51,19 +52,33 @@ _LATER = (
     "numpy.ma",  # numba asks whether an array is one of these
 )
 _TEMPORARY = ("/tmp", "/var/tmp")
+#: Modules of front doors, by how their names begin.
+OF_FILES = ("cuse_", "foreign_", "kept_")
 
 
 class Sandbox:
     """What --sandbox makes of this process.
 
     Args:
-        has_changes: devices may come, and rings be looked at, while the daemon runs.
+        others: how names of modules begin that are other doors'.
+        adds_devices: devices may be added while the daemon runs.
+        is_asked: rings may be looked at.
         has_filters: captures may be filtered.
     """
 
-    def __init__(self, mode: str, *, has_changes: bool, has_filters: bool) -> None:
+    def __init__(
+        self,
+        mode: str,
+        others: tuple[str, ...],
+        *,
+        adds_devices: bool,
+        is_asked: bool,
+        has_filters: bool,
+    ) -> None:
         self._mode = mode
-        self._has_changes = has_changes
+        self._others = others
+        self._adds_devices = adds_devices
+        self._is_asked = is_asked
         self._has_filters = has_filters
         self._strays = Stage("descriptors", False, "not looked at")
         self._opener: opener.Opener | None = None
@@ -87,16 +102,20 @@ class Sandbox:
         if self._opener is None:
             log.info("sandbox: none (--sandbox none)")
             return
+        from vhostnet.backends import client_file
         from vhostnet.capture.filters import load_libpcap
         from vhostnet.observe.guest_bytes import own_memory
 
-        import_all()
-        if self._has_changes:
+        import_all(self._others)
+        if self._adds_devices:
             load_for_later()
+        if self._is_asked:
             with contextlib.suppress(OSError):  # then `inspect` says so
                 own_memory()
         if self._has_filters:
             load_libpcap()
+        with contextlib.suppress(OSError):  # then there are no macvtaps
+            client_file.device_numbers()
         service_manager.connect()
         acts.ask_from_now_on(self._opener.asked)
         report = seal.seal(self._mode, [self._strays])
@@ -134,13 +153,15 @@ class Sandbox:
             self._opener.close()
 
 
-def import_all() -> None:
-    """Import whatever a daemon may need."""
+def import_all(others: tuple[str, ...] = ()) -> None:
+    """Import whatever a daemon may need, but for modules whose names begin like *others*: what is
+    not loaded asks for no system calls.
+    """
     for room in _ROOMS:
         package = importlib.import_module(f"vhostnet.{room}")
-        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-            if not module.ispkg:
-                importlib.import_module(module.name)
+        for module in pkgutil.iter_modules(package.__path__):
+            if not module.ispkg and not module.name.startswith(others):
+                importlib.import_module(f"{package.__name__}.{module.name}")
     for name in _LATER:
         importlib.import_module(name)
 
@@ -184,22 +205,43 @@ def policy_of(
     )
 
 
+def policy_of_files(
+    settings: Mapping[str, Any], processes: Callable[[int], bool], *, has_node: bool
+) -> Policy:
+    """What the opener may do for a daemon whose devices are files that programs open.
+
+    Args:
+        processes: whether a thread is one of those programs'.
+    """
+    return dataclasses.replace(
+        policy_of(settings, (), None), processes=processes, has_node=has_node
+    )
+
+
 @contextlib.contextmanager
 def sandboxed(
     settings: Mapping[str, Any],
-    config: str | None,
-    devices: Iterable[DeviceOptions],
+    policy: Policy,
     reread: Callable[[], Policy],
     descriptors_wanted: Collection[int],
+    *,
+    others: tuple[str, ...],
+    adds_devices: bool = False,
 ) -> Iterator[Sandbox]:
-    """The sandbox of a daemon, from before its kernels are loaded to its end."""
-    has_control = settings["control"] is not None
+    """The sandbox of a daemon, from before its kernels are loaded to its end.
+
+    Args:
+        others, adds_devices: as `Sandbox`.
+    """
+    is_asked = settings["control"] is not None
     sandbox = Sandbox(
         settings["sandbox"],
-        has_changes=has_control or config is not None,
-        has_filters=has_control or bool(settings["pcap-filter"]),
+        others,
+        adds_devices=adds_devices,
+        is_asked=is_asked,
+        has_filters=is_asked or bool(settings["pcap-filter"]),
     )
-    sandbox.start(policy_of(settings, devices, config), reread, descriptors_wanted)
+    sandbox.start(policy, reread, descriptors_wanted)
     try:
         yield sandbox
     finally:

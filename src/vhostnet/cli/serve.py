@@ -41,7 +41,7 @@ from vhostnet.cli.options import (
 from vhostnet.cli.pcap import check_pcap, ending_pcap, start_pcap
 from vhostnet.cli.readiness import check_ready_fd, tell_ready
 from vhostnet.cli.reload import Reload
-from vhostnet.cli.sandbox import Sandbox, policy_of, sandboxed
+from vhostnet.cli.sandbox import OF_FILES, Sandbox, policy_of, sandboxed
 from vhostnet.cli.served_devices import (
     ServeDaemon,
     check_permitted,
@@ -138,10 +138,11 @@ def main(args: argparse.Namespace) -> int:
         leaving_at_once(),
         sandboxed(
             settings,
-            args.config,
-            wanted_devices,
+            policy_of(settings, wanted_devices, args.config),
             lambda: policy_of(*_understand(args, offered), args.config),
             _inherited(settings, wanted_devices, listeners),
+            others=OF_FILES,
+            adds_devices=settings["control"] is not None or args.config is not None,
         ) as sandbox,
     ):
         from vhostnet.native import lost_memory_raw

@@ -4,7 +4,7 @@ Theory of operation
 ===================
 
 A daemon that parses what guests write should be able to do little else.  Before the first door
-opens, `vhostnet serve` becomes two processes:
+opens, `vhostnet serve` or `vhostnet chardev` becomes two processes:
 
 the sealed process   the one that was started: control, workers, captures; all that reads a byte of
     a guest, a front-end or a control client.  All its threads are made after the seal, and are

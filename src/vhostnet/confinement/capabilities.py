@@ -9,6 +9,7 @@ from . import kernel_raw as kernel
 from .stage import Missing
 
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_NET_ADMIN, CAP_SYS_NICE = 0, 1, 3, 12, 23
+CAP_SYS_PTRACE, CAP_MKNOD, CAP_CHECKPOINT_RESTORE = 19, 27, 40
 _MAX = 64
 
 

@@ -8,7 +8,7 @@ GONE      the sealed process has ended, in whatever way: the channel has
 It is forked while the daemon has one thread and has not loaded the compiler, does not react to the
 signals that end or reload a daemon (a service manager sends them to all of its processes, and
 sockets are still to be removed), and is confined itself: no exec, no fork, no new code, unix
-sockets only, and of the daemon's capabilities those for files and interfaces.
+sockets only, and of the daemon's capabilities those that its policy needs.
 """
 
 from __future__ import annotations
@@ -33,20 +33,14 @@ from .stage import Missing
 
 log = logging.getLogger("vhostnet")
 
-_CAPABILITIES = (
-    1 << capabilities.CAP_CHOWN
-    | 1 << capabilities.CAP_DAC_OVERRIDE
-    | 1 << capabilities.CAP_FOWNER
-    | 1 << capabilities.CAP_NET_ADMIN
-)
 #: Beyond BASE and what the acts declare: name services (groups) may read files and ask a daemon.
 _CALLS = (
     *("openat", "open", "readlink", "readlinkat", "stat", "lstat", "statx", "access", "faccessat"),
     *("faccessat2", "getdents64", "poll", "ppoll", "socket", "connect", "sendto", "recvfrom"),
     *("sendmsg", "recvmsg", "getsockopt", "setsockopt", "getpeername", "getsockname", "pread64"),
 )
-# Of what a sealed process is refused too, a lookup through libc may load libraries.
-_MAY_MAP_LIBRARIES = ("mmap", "mprotect", "newfstatat")
+# What a sealed process may ask for in part: a lookup through libc loads libraries and asks daemons.
+_WHOLE = ("mmap", "mprotect", "newfstatat", "statx", "setsockopt")
 _END_MS = 1000
 #: Beyond any limit; the kernel closes a range in one call.
 _MAX_FD = 2**31 - 1
@@ -92,7 +86,7 @@ def start(policy: Policy, reread: Callable[[], Policy]) -> Opener:
             for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
                 signal.signal(signum, signal.SIG_IGN)
             _close_all_but(theirs.fileno())
-            _confine(policy.schedules)
+            _confine(policy)
             serve(theirs, policy, reread)
             status = 0
         except BaseException:
@@ -138,19 +132,21 @@ def _close_all_but(channel: int) -> None:
     os.closerange(channel + 1, _MAX_FD)
 
 
-def _confine(schedules: bool) -> None:
+def _confine(policy: Policy) -> None:
     """As far as it can be; what this kernel has not is not told twice."""
     kernel_raw.set_thread_name("vhost-opener")
     kernel_raw.prctl(kernel_raw.PR_SET_NO_NEW_PRIVS, 1)
     kernel_raw.prctl(kernel_raw.PR_SET_DUMPABLE, 0)
     limited = dict(system_calls.limits(os.getpid(), system_calls.declared("OPENER_IOCTLS")))
-    for name in _MAY_MAP_LIBRARIES:
+    for name in _WHOLE:
         del limited[name]
     limited["mprotect"] = (system_calls.Limit(2, without_bits=mmap.PROT_EXEC),)
     limited["socket"] = (system_calls.Limit(0, values=(socket.AF_UNIX,)),)
-    names = {*system_calls.BASE, *_CALLS, *system_calls.declared("OPENER_SYSCALLS")} - {"clone"}
+    names = {*system_calls.BASE, *_CALLS, *system_calls.declared("OPENER_SYSCALLS")}
+    if policy.processes is None:  # else threads close what may take long to be closed
+        names -= {"clone"}
     with contextlib.suppress(Missing):
-        capabilities.keep_only(_CAPABILITIES | schedules << capabilities.CAP_SYS_NICE)
+        capabilities.keep_only(policy.capabilities)
     with contextlib.suppress(Missing):
         no_new_code()
     with contextlib.suppress(Missing):

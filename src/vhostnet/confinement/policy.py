@@ -13,13 +13,18 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vhostnet.errors import HostError
 
+from . import capabilities
+
 _ROTATED = re.compile(r"\.[1-9][0-9]{0,9}\Z")
-
-
+_ALWAYS = (
+    *(capabilities.CAP_CHOWN, capabilities.CAP_DAC_OVERRIDE, capabilities.CAP_FOWNER),
+    capabilities.CAP_NET_ADMIN,
+)
 #: What a pcapng file begins with.
 _PCAPNG = b"\n\r\r\n"
 
@@ -39,6 +44,8 @@ class Policy:
         directories: where they may have files and sockets.
         peer_directories: where they may have the daemon connect: only what the operator has named,
             since in a folder such as /run there is also who does anything for root.
+        processes: whether a process may be looked into, by the number of a thread; None: none may.
+        has_node: whether the daemon has a device node to keep.
         made: sockets that the opener has made: device and inode by path.
         sealed: the process that asks; it makes the policy.
         is_outdated: the file of --config was read again: another one holds from now on.
@@ -53,6 +60,8 @@ class Policy:
     has_control: bool = False
     directories: frozenset[str] = frozenset()
     peer_directories: frozenset[str] = frozenset()
+    processes: Callable[[int], bool] | None = None
+    has_node: bool = False
     made: dict[str, tuple[int, int]] = field(default_factory=dict)
     is_outdated: bool = False
     sealed: int = field(default_factory=os.getpid)
@@ -86,9 +95,27 @@ class Policy:
             raise HostError(f"{tid} is no thread of the daemon's", errno.ESRCH)
 
     @property
-    def schedules(self) -> bool:
-        """Whether there may be threads to schedule at all."""
-        return bool(self.schedulings) or self.has_control
+    def capabilities(self) -> int:
+        """What the opener needs, if the daemon has it: a mask."""
+        wanted = list(_ALWAYS)
+        if self.schedulings or self.has_control:
+            wanted += [capabilities.CAP_SYS_NICE]
+        if self.processes is not None:
+            wanted += [capabilities.CAP_SYS_PTRACE, capabilities.CAP_CHECKPOINT_RESTORE]
+        if self.has_node:
+            wanted += [capabilities.CAP_MKNOD]
+        return sum(1 << number for number in wanted)
+
+    def may_look_into(self, tid: int, *_: object) -> None:
+        if self.processes is not None and self.processes(tid):
+            return
+        if not os.path.isdir(f"/proc/{tid}"):
+            raise HostError(f"thread {tid} is gone", errno.ESRCH)
+        raise HostError(f"thread {tid} is not one that this daemon serves", errno.EPERM)
+
+    def may_keep_node(self, step: str) -> None:
+        if not self.has_node:
+            raise HostError(f"{step}: the daemon has no device node", errno.EPERM)
 
     def may_capture(self, path: str) -> None:
         if path in self.captures or _ROTATED.sub("", path) in self.captures:

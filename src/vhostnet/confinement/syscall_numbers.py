@@ -68,6 +68,7 @@ gettid 186 178
 gettimeofday 96 169
 getuid 102 174
 ioctl 16 29
+kcmp 312 272
 kill 62 129
 landlock_add_rule 445 445
 landlock_create_ruleset 444 444
@@ -78,6 +79,8 @@ lseek 8 62
 lstat 6 -
 madvise 28 233
 membarrier 324 283
+mknod 133 -
+mknodat 259 33
 mmap 9 222
 mount 165 40
 mprotect 10 226
@@ -111,6 +114,9 @@ readlinkat 267 78
 readv 19 65
 recvfrom 45 207
 recvmsg 47 212
+rename 82 -
+renameat 264 38
+renameat2 316 276
 restart_syscall 219 128
 rseq 334 293
 rt_sigaction 13 134

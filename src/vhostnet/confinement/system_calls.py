@@ -20,6 +20,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from vhostnet.uapi.packet import PACKET_AUXDATA, SOL_PACKET
+
 from . import kernel_raw as kernel
 from .bpf import Assembler
 from .stage import Missing
@@ -90,7 +92,10 @@ def limits(pid: int, ioctls: Iterable[int]) -> Limits:
         "prctl": (Limit(0, values=_PRCTLS),),
         "ioctl": (Limit(1, values=(FIONBIO, FIOCLEX, FIONCLEX, *sorted(ioctls))),),
         "tgkill": (Limit(0, values=(pid,)),),
+        "kcmp": (Limit(0, values=(pid,)), Limit(1, values=(pid,))),
+        "setsockopt": (Limit(1, values=(SOL_PACKET,)), Limit(2, values=(PACKET_AUXDATA,))),
         "newfstatat": (Limit(3, with_bits=_AT_EMPTY_PATH),),
+        "statx": (Limit(2, with_bits=_AT_EMPTY_PATH),),
         "socketpair": (Limit(0, values=(socket.AF_UNIX,)),),
     }
 

@@ -15,29 +15,31 @@ all of its memory, when it is given something that is not in a shared mapping.
         Operations:  none back; RESET_OWNER ends it
         Caveats:     after exec or exit of the owner nothing is there any more
 
-A pid is not an address space: /proc/PID/mem, opened here once, is.  It also says whether the
-pid that we were given was the caller's: the caller is stopped in its SET_OWNER while we open it.
+A pid is not an address space: /proc/PID/mem and maps, opened here once, are.  They also say whether
+the pid that we were given was the caller's: it is stopped in its SET_OWNER while they are opened.
 """
 
 from __future__ import annotations
 
 import bisect
-import contextlib
 import errno
 import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from vhostnet.errors import PeerError
+from vhostnet.errors import HostError, PeerError, reason_of
 from vhostnet.uapi.vhost import MemoryRegion
 
 from .kernel_verbs import without_overlaps
 from .memory import USER_LIMIT, Mapping, MemoryTable, Region, drop_unheld, map_region
+from .owner_files import open_mapped_file, open_memory
 from .vring import RemoteOwner
 
 #: What a region of size 0 at gpa 0 means, cut to what a signed address can say.
 _EVERYTHING = (1 << 63) - 1
+#: The kernel gives whole lines, about a page of them.
+_A_READ = 1 << 16
 _MAPS_LINE = re.compile(
     r"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<perms>.{4}) (?P<offset>[0-9a-f]+) "
     r"(?P<major>[0-9a-f]+):(?P<minor>[0-9a-f]+) (?P<inode>\d+)"
@@ -76,10 +78,10 @@ class OwnerMemory:
         #: keeps mappings between one table and the next
         self._table = MemoryTable()
         try:
-            self._mem_fd = os.open(f"/proc/{pid}/mem", os.O_RDWR | os.O_CLOEXEC)
-        except OSError as e:
+            self._mem_fd, self._maps_fd = open_memory(pid)[1]
+        except (OSError, HostError) as e:
             raise PeerError(
-                f"the memory of process {pid} cannot be opened: {e.strerror}", errno.EPERM
+                f"the memory of process {pid} cannot be opened: {reason_of(e)}", errno.EPERM
             ) from e
 
     def stop_batching(self) -> None:
@@ -92,6 +94,7 @@ class OwnerMemory:
     def release(self) -> None:
         """Nobody will ask any more; the tables that were made stay valid."""
         os.close(self._mem_fd)
+        os.close(self._maps_fd)
         self._table.release()
 
     @property
@@ -169,7 +172,10 @@ class OwnerMemory:
             if r.uva <= uva and uva + size <= r.uva + r.size and self._is_still(r, uva, size):
                 return Region(gpa, size, uva, r.identity, r.hva + uva - r.uva, r.mapping)
         vma = self._shared_file_at(uva, size)
-        fd = self._open_file_of(vma)
+        try:
+            [fd] = open_mapped_file(self.pid, vma.start, vma.end, vma.dev, vma.inode)[1]
+        except (OSError, HostError) as e:
+            raise PeerError(reason_of(e), errno.EFAULT) from e
         try:
             return map_region(gpa, size, uva, vma.offset + uva - vma.start, fd)
         finally:
@@ -190,7 +196,7 @@ class OwnerMemory:
         Neighbours that go on in the same file count as one (guests' memory that was split by
         mprotect or madvise).
         """
-        vmas = list(_shared_vmas(self.pid))
+        vmas = list(_shared_vmas(self._maps_fd))
         at = bisect.bisect_right([v.start for v in vmas], uva) - 1
         nowhere = PeerError(f"{uva:#x} of process {self.pid} is not shared", errno.EFAULT)
         if at < 0:
@@ -206,46 +212,32 @@ class OwnerMemory:
             raise nowhere
         return first
 
-    def _open_file_of(self, vma: Vma) -> int:
-        """The file behind a mapping: by the mapping itself (root), or as one that is open there.
 
-        Raises PeerError if we find no way to it.
-        """
-        ways = [f"/proc/{self.pid}/map_files/{vma.start:x}-{vma.end:x}"]
-        with contextlib.suppress(OSError):
-            ways += [f"/proc/{self.pid}/fd/{fd}" for fd in os.listdir(f"/proc/{self.pid}/fd")]
-        for way in ways:
-            try:
-                status = os.stat(way)
-                if (status.st_dev, status.st_ino) != (vma.dev, vma.inode):
-                    continue
-                fd = os.open(way, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-            except OSError:
-                continue
-            status = os.fstat(fd)
-            if (status.st_dev, status.st_ino) == (vma.dev, vma.inode):
-                return fd
-            os.close(fd)
-        raise PeerError(f"no descriptor of process {self.pid} leads to its memory", errno.EFAULT)
-
-
-def _shared_vmas(pid: int) -> Iterator[Vma]:
+def _shared_vmas(maps_fd: int) -> Iterator[Vma]:
     """By address."""
+    for line in _text_of(maps_fd).splitlines():
+        m = _MAPS_LINE.match(line)
+        if m and m["perms"].startswith("rw") and m["perms"][3] == "s":
+            dev = os.makedev(int(m["major"], 16), int(m["minor"], 16))
+            yield Vma(
+                int(m["start"], 16),
+                int(m["end"], 16),
+                int(m["offset"], 16),
+                dev,
+                int(m["inode"]),
+            )
+
+
+def _text_of(maps_fd: int) -> str:
+    """As of now; nothing, if the owner has run another program."""
+    text = b""
     try:
-        with open(f"/proc/{pid}/maps", encoding="ascii", errors="replace") as lines:
-            for line in lines:
-                m = _MAPS_LINE.match(line)
-                if m and m["perms"].startswith("rw") and m["perms"][3] == "s":
-                    dev = os.makedev(int(m["major"], 16), int(m["minor"], 16))
-                    yield Vma(
-                        int(m["start"], 16),
-                        int(m["end"], 16),
-                        int(m["offset"], 16),
-                        dev,
-                        int(m["inode"]),
-                    )
-    except OSError as e:
-        raise PeerError(f"/proc/{pid}/maps: {e.strerror}", errno.EFAULT) from e
+        os.lseek(maps_fd, 0, os.SEEK_SET)
+        while piece := os.read(maps_fd, _A_READ):
+            text += piece
+    except OSError as e:  # it has ended
+        raise PeerError(f"the maps of the owner: {e.strerror}", errno.EFAULT) from e
+    return text.decode("ascii", errors="replace")
 
 
 def _size_of(region: MemoryRegion) -> int:

@@ -17,6 +17,8 @@ from vhostnet.protocol import cuse_codec as codec
 
 log = logging.getLogger("vhostnet")
 
+SYSCALLS = ("readv", "poll", "ppoll")
+
 CUSE_DEVICE = "/dev/cuse"
 #: Requests handled in one turn of the loop, so that signals and timers have theirs.
 REQUESTS_A_TURN = 64

@@ -8,12 +8,12 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-from vhostnet.errors import EXIT_OK, HostError
+from vhostnet.errors import EXIT_OK, HostError, reason_of
 from vhostnet.frontdoors.cuse_channel import CuseChannel
 from vhostnet.frontdoors.cuse_files import CuseFiles
-from vhostnet.frontdoors.cuse_node import CuseNode
 from vhostnet.frontdoors.event_loop import READABLE, Loop
 from vhostnet.frontdoors.peer_log import PeerLog
 from vhostnet.protocol.cuse_session import CuseSession
@@ -23,6 +23,21 @@ if TYPE_CHECKING:  # it imports numba
 
 log = logging.getLogger("vhostnet")
 
+
+class Node(Protocol):
+    """Where the device appears; see `cuse_node.CuseNode`."""
+
+    path: Path
+
+    def prepare(self) -> None: ...
+
+    def settle(self) -> None: ...
+
+    def dress(self) -> None: ...
+
+    def restore(self) -> None: ...
+
+
 #: The kernel asks for CUSE_INIT as soon as /dev/cuse is open.
 INIT_TIMEOUT_S = 10.0
 #: udev has given the node its own mode and group by then.
@@ -31,7 +46,7 @@ UDEV_S = 2.0
 
 def serve_cuse(
     loop: Loop,
-    node: CuseNode,
+    node: Node,
     cuse: int,
     make_device: Callable[[str], VhostFile],
     on_ready: Callable[[], None],
@@ -90,7 +105,7 @@ def serve_cuse(
 
 
 @contextlib.contextmanager
-def _aside(node: CuseNode, channel: CuseChannel) -> Iterator[None]:
+def _aside(node: Node, channel: CuseChannel) -> Iterator[None]:
     """Keep what was there before aside for the length of the block."""
     node.prepare()
     try:
@@ -99,22 +114,22 @@ def _aside(node: CuseNode, channel: CuseChannel) -> Iterator[None]:
         channel.close()  # the kernel takes its node away
         try:
             node.restore()
-        except OSError as e:
-            log.error("%s: what was there before is not restored: %s", node.path, e.strerror)
+        except (OSError, HostError) as e:
+            log.error("%s: what was there before is not restored: %s", node.path, reason_of(e))
 
 
-def _register(channel: CuseChannel, session: CuseSession, node: CuseNode) -> None:
+def _register(channel: CuseChannel, session: CuseSession, node: Node) -> None:
     if not channel.wait_for_one(INIT_TIMEOUT_S) or not session.is_registered:
         raise HostError(f"/dev/cuse: the kernel does not ask for {node.path.name}'s registration")
     node.settle()
     log.info("%s is served", node.path)
 
 
-def _dress_again(node: CuseNode) -> None:
+def _dress_again(node: Node) -> None:
     try:
         node.dress()
-    except OSError as e:
-        log.warning("%s: %s", node.path, e.strerror)
+    except (OSError, HostError) as e:
+        log.warning("%s: %s", node.path, reason_of(e))
 
 
 def _watch_memory(loop: Loop, alarm: int, files: CuseFiles) -> None:

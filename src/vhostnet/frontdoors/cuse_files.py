@@ -3,10 +3,9 @@
 What the session (`protocol/cuse_session.py`) cannot know is here: which process a thread
 belongs to, its descriptors, and when the owner is gone.
 
-The owner is held by a pidfd from SET_OWNER on.  Its descriptors are taken through that, so a
-pid that was given to somebody else in between is nobody's.  An open `/proc/PID/mem` stays with
-the address space that it was opened for; reading nothing from it means that the owner has
-called exec (its address space, which was the owner in Linux's sense, is gone).
+The owner is held by a pidfd from SET_OWNER on, which tells of its end.  An open `/proc/PID/mem`
+stays with the address space that it was opened for; reading nothing from it means that the owner
+has called exec (its address space, which was the owner in Linux's sense, is gone).
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vhostnet.errors import PeerError
+from vhostnet.device.owner_files import open_memory
+from vhostnet.errors import HostError, PeerError
 from vhostnet.frontdoors.event_loop import READABLE, Loop
-from vhostnet.frontdoors.foreign_file import harmless
 from vhostnet.frontdoors.foreign_process import CallerIsGone, ForeignThread
 from vhostnet.frontdoors.peer_log import PeerLog
 from vhostnet.protocol.cuse_ioctl import IoctlArgument
@@ -31,6 +30,8 @@ if TYPE_CHECKING:  # it imports numba
     from vhostnet.frontdoors.vhost_ioctl import VhostFile
 
 log = logging.getLogger("vhostnet.cuse")
+
+SYSCALLS = ("pidfd_open", "pread64", "eventfd2")
 
 #: Open files at once: each may become two rings, a thread and a dozen descriptors.
 MAX_FILES = 1024
@@ -43,10 +44,7 @@ class _Caller:
         self._thread = thread
         self.read = memory.read
         self.write = memory.write
-
-    def descriptor(self, fd: int) -> int:
-        """As `ForeignThread.descriptor`; never a file that could hold us up."""
-        return harmless(self._thread.descriptor(fd))
+        self.descriptor = thread.descriptor
 
     @property
     def pid(self) -> int:
@@ -109,7 +107,7 @@ class CuseFile:
             if e.errno == errno.EPERM and not tid:
                 self._log.warning(f"file {self._fh}: {name}: {e}")
             raise
-        except OSError as e:
+        except (OSError, HostError) as e:
             # ours, not the caller's: no descriptor left, no thread
             self._log.warning(f"file {self._fh}: this host refused: {e}")
             raise PeerError(str(e), e.errno or errno.EIO) from e
@@ -132,8 +130,9 @@ class CuseFile:
     def _hold_owner(self, pid: int) -> None:
         try:
             self._owner = os.pidfd_open(pid)
-            self._owner_mm = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as e:
+            self._owner_mm, maps = open_memory(pid)[1]
+            os.close(maps)
+        except (OSError, HostError) as e:
             self._let_go()
             self.device.owner_is_gone()
             if e.errno in (errno.ESRCH, errno.ENOENT):

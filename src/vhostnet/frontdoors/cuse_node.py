@@ -114,13 +114,12 @@ class CuseNode:
         Raises:
             HostError: the kernel made no device, or the node cannot be made.
         """
-        try:
-            major, _, minor = (self._sys / "dev").read_text().strip().partition(":")
-        except OSError as e:
+        number = self.number()
+        if number is None:
             raise HostError(
-                f"{self.path}: the kernel made no such device: is the name taken?", e.errno or 0
-            ) from e
-        device = os.makedev(int(major), int(minor))
+                f"{self.path}: the kernel made no such device: is the name taken?", errno.ENOENT
+            )
+        device = os.makedev(*number)
         with _host(self.path):
             status = self._status()
             if status is None:  # /dev is no devtmpfs
@@ -129,6 +128,15 @@ class CuseNode:
             elif not stat.S_ISCHR(status.st_mode) or status.st_rdev != device:
                 raise HostError(f"{self.path} has come meanwhile ({_told(status)})", errno.EEXIST)
             self.dress()
+
+    def number(self) -> tuple[int, int] | None:
+        """(major, minor) of the CUSE device of this name; None: there is none."""
+        try:
+            with open(self._sys / "dev", "rb", buffering=0) as file:
+                major, _, minor = file.read().strip().partition(b":")
+        except OSError:
+            return None
+        return int(major), int(minor)
 
     def dress(self) -> None:
         """Give the node its mode and group (udev's rules may come later and want others)."""

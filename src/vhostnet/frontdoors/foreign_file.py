@@ -7,7 +7,8 @@ program: the caller's own.  Worst is a file of our own CUSE device: its last clo
 So a file is first asked what it is in a way that asks nobody else (statx, AT_STATX_DONT_SYNC).
 What can be of use here, an eventfd, a TUN/TAP, macvtap or ipvtap device, a packet socket, is let
 through; for all else a file that is none of these stands in, with the same errno in the end, and
-the other one is closed by a thread that may wait for as long as it likes.
+the other one is closed by a thread that may wait for as long as it likes.  In a sandbox that is the
+opener, so that what is sealed never has it.
 
 Source: Linux fs/fuse/dir.c fuse_update_get_attr(), file.c fuse_flush(), fuse_sync_release().
 """
@@ -24,10 +25,12 @@ import threading
 
 from vhostnet.errors import PeerError
 
+OPENER_SYSCALLS = ("openat", "readlink", "readlinkat", "statx", "getsockname", "getsockopt")
+
 #: Threads that close something at once; nobody honest has any.
 MAX_CLOSING = 256
 
-_AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = 0x1000, 0x4000
+_AT_FDCWD, _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = -100, 0x1000, 0x4000
 _STATX_TYPE, _STATX_SIZE = 1, 256
 # of struct statx: stx_mode; stx_rdev_major, stx_rdev_minor
 _MODE, _RDEV = struct.Struct("=28xH"), struct.Struct("=128xII")
@@ -75,11 +78,25 @@ def _is_of_use(fd: int) -> bool:
     return stat.S_ISCHR(mode) and (device == _TUN or _subsystem(device) in _TAPS)
 
 
-def _what(fd: int) -> tuple[int, tuple[int, int]]:
+def has_open(tid: int, device: tuple[int, int]) -> bool:
+    """Whether the character device of this number is among the open files of thread *tid*."""
+    folder = f"/proc/{tid}/fd"
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return False
+    for name in names:
+        mode, number = _what(_AT_FDCWD, f"{folder}/{name}")
+        if number == device and stat.S_ISCHR(mode):
+            return True
+    return False
+
+
+def _what(fd: int, path: str = "") -> tuple[int, tuple[int, int]]:
     """(mode, number of the device) as far as the kernel itself knows; (0, …): it does not."""
     answer = ctypes.create_string_buffer(_STATX_SIZE)
-    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
-    if _libc.statx(fd, b"", flags, _STATX_TYPE, answer) < 0:
+    flags = _AT_STATX_DONT_SYNC | (0 if path else _AT_EMPTY_PATH)
+    if _libc.statx(fd, path.encode(), flags, _STATX_TYPE, answer) < 0:
         return 0, (0, 0)
     (mode,) = _MODE.unpack_from(answer)
     return mode, _RDEV.unpack_from(answer)

@@ -5,9 +5,11 @@ The `Caller` of a door through which the kernel hands us a system call of somebo
 A pid is not a process, and a process is not an address space.  Between the call and our look
 the thread may have been killed and its number given to a stranger; while we look, another
 thread of its process may run exec.  So each thing is taken hold of first (an open
-`/proc/TID/mem` stays with the address space that it was opened for, a pidfd with its process),
+`/proc/TID/mem` stays with the address space that it was opened for, a descriptor with its file),
 then the door is asked whether the thread still waits (what was taken is then the right one),
 and only then is anything read or written through it.
+
+Taking hold is an act (`confinement.acts`): sealed, we may not look into anybody ourselves.
 
 `/proc/TID/mem` ignores the protection of pages, which a system call does not: what a call may
 not read or write is looked up first, and is EFAULT.
@@ -23,7 +25,12 @@ import struct
 from collections.abc import Callable
 from types import TracebackType
 
-from vhostnet.errors import HostError, PeerError
+from vhostnet.confinement.acts import act
+from vhostnet.confinement.policy import Policy
+from vhostnet.device.owner_files import open_memory
+from vhostnet.errors import HostError, PeerError, reason_of
+
+from .foreign_file import harmless
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _SYS_PIDFD_GETFD = 438
@@ -39,7 +46,11 @@ _READ, _WRITE = 1, 2
 _PROCMAP_QUERY_SIZE = 104
 _PROCMAP_QUERY = 3 << 30 | _PROCMAP_QUERY_SIZE << 16 | ord("f") << 8 | 17
 _QUERY = struct.Struct("=6Q")
+IOCTLS = (_PROCMAP_QUERY,)
+OPENER_SYSCALLS = ("openat", "pidfd_open", "pidfd_getfd")
 _PAGE = os.sysconf("SC_PAGESIZE")
+#: The kernel gives whole lines, about a page of them.
+_A_READ = 1 << 16
 
 
 class CallerIsGone(PeerError):
@@ -78,16 +89,60 @@ def _pidfd_getfd(pidfd: int, fd: int) -> tuple[int, int]:
     return ours, ctypes.get_errno() if ours < 0 else 0
 
 
+@act(Policy.may_look_into)
+def find_process(tid: int) -> tuple[int, list[int]]:
+    """The process (thread group) of thread *tid*; OSError."""
+    return status_of(tid, b"Tgid"), []
+
+
+@act(Policy.may_look_into)
+def take_descriptor(tid: int, fd: int) -> tuple[None, list[int]]:
+    """One for the open file that is *fd* of thread *tid*, or what stands in for it (see
+    `foreign_file`); OSError.
+    """
+    try:
+        return None, [harmless(descriptor_of(tid, fd))]
+    except PeerError as e:
+        raise OSError(e.errno, str(e)) from e
+
+
+def status_of(tid: int, name: bytes) -> int:
+    """A number in /proc/TID/status; OSError."""
+    with open(f"/proc/{tid}/status", "rb", buffering=0) as file:
+        for line in file.read().splitlines():
+            if line.startswith(name + b":"):
+                return int(line.split()[1])
+    raise OSError(errno.ESRCH, os.strerror(errno.ESRCH))
+
+
+def descriptor_of(tid: int, fd: int) -> int:
+    """One for whatever open file is *fd* of thread *tid*; OSError."""
+    pidfd = _open_pidfd(tid)
+    try:
+        taken, code = _pidfd_getfd(pidfd, fd)
+    finally:
+        os.close(pidfd)
+    if code:
+        raise OSError(code, os.strerror(code))
+    return taken
+
+
+def _open_pidfd(tid: int) -> int:
+    try:
+        return os.pidfd_open(tid, _PIDFD_THREAD)
+    except OSError as e:
+        if e.errno == errno.ESRCH:
+            raise
+    # Linux before 6.9: a process only, whose threads share descriptors as a rule
+    return os.pidfd_open(status_of(tid, b"Tgid"))
+
+
 def thread_group(tid: int) -> int:
     """The process (thread group) of thread *tid*.  Raises CallerIsGone."""
     try:
-        with open(f"/proc/{tid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"Tgid:"):
-                    return int(line.split()[1])
-    except OSError:
-        pass
-    raise CallerIsGone(tid)
+        return find_process(tid)[0]
+    except (OSError, HostError):
+        raise CallerIsGone(tid) from None
 
 
 class ForeignThread:
@@ -104,7 +159,7 @@ class ForeignThread:
         #: whether the thread waits for us, and its number is its own
         self.still_waits = still_waits
         self._pid = 0
-        self._mem = self._maps = self._pidfd = -1
+        self._mem = self._maps = -1
 
     def __enter__(self) -> ForeignThread:
         return self
@@ -119,10 +174,10 @@ class ForeignThread:
 
     def close(self) -> None:
         """Let go of the process.  Harmless when repeated."""
-        for fd in (self._mem, self._maps, self._pidfd):
+        for fd in (self._mem, self._maps):
             if fd >= 0:
                 os.close(fd)
-        self._mem = self._maps = self._pidfd = -1
+        self._mem = self._maps = -1
 
     @property
     def pid(self) -> int:
@@ -170,18 +225,23 @@ class ForeignThread:
             raise _fault(address, len(data))
 
     def descriptor(self, fd: int) -> int:
-        """A descriptor of ours, close-on-exec, for the open file that is its *fd*.
+        """A descriptor of ours, close-on-exec, for the open file that is its *fd*, if that can
+        be of use here; else for one that cannot hold us up (see `foreign_file`).
 
         Raises PeerError: EBADF, CallerIsGone, or EPERM where we may not look into it.
         """
-        if self._pidfd < 0:
-            self._pidfd = self._open_pidfd()
+        try:
+            [ours] = take_descriptor(self.tid, fd)[1]
+        except (OSError, HostError) as e:
+            if e.errno == errno.ESRCH:
+                raise CallerIsGone(self.tid) from e
+            why = f"descriptor {fd} of thread {self.tid}: {reason_of(e)}"
+            raise PeerError(why, e.errno or errno.EPERM) from e
+        try:
             self._check()
-        ours, code = _pidfd_getfd(self._pidfd, fd)
-        if code:
-            if code == errno.ESRCH:
-                raise CallerIsGone(self.tid)
-            raise PeerError(f"descriptor {fd} of thread {self.tid}: {os.strerror(code)}", code)
+        except CallerIsGone:
+            os.close(ours)
+            raise
         return ours
 
     # --- taking hold --------------------------------------------------------------------------
@@ -191,27 +251,15 @@ class ForeignThread:
             self.close()  # it may be a stranger's
             raise CallerIsGone(self.tid)
 
-    def _open_pidfd(self) -> int:
-        try:
-            return os.pidfd_open(self.tid, _PIDFD_THREAD)
-        except OSError as e:
-            if e.errno == errno.ESRCH:
-                raise CallerIsGone(self.tid) from e
-        try:  # Linux before 6.9: a process only, whose threads share descriptors as a rule
-            return os.pidfd_open(self.pid)
-        except OSError as e:
-            raise CallerIsGone(self.tid) from e
-
     def _open_memory(self) -> None:
         try:
-            self._mem = os.open(f"/proc/{self.tid}/mem", os.O_RDWR | os.O_CLOEXEC)
-            self._maps = os.open(f"/proc/{self.tid}/maps", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as e:
-            self.close()
+            self._mem, self._maps = open_memory(self.tid)[1]
+        except (OSError, HostError) as e:
             if e.errno in (errno.ENOENT, errno.ESRCH):
                 raise CallerIsGone(self.tid) from e
             raise PeerError(
-                f"we may not look into the memory of thread {self.tid}: {e.strerror}", errno.EFAULT
+                f"we may not look into the memory of thread {self.tid}: {reason_of(e)}",
+                errno.EFAULT,
             ) from e
         self._check()
 
@@ -243,13 +291,15 @@ class ForeignThread:
 
     def _mapping_in_text(self, address: int) -> tuple[int, int]:
         os.lseek(self._maps, 0, os.SEEK_SET)
-        with open(self._maps, "rb", closefd=False) as file:
-            for line in file:
-                span, protection = line.split()[:2]
-                start, end = (int(word, 16) for word in span.split(b"-"))
-                if start <= address < end:
-                    allowed = _READ * protection.startswith(b"r") | _WRITE * (b"w" in protection)
-                    return end, allowed
+        text = b""
+        while piece := os.read(self._maps, _A_READ):
+            text += piece
+        for line in text.splitlines():
+            span, protection = line.split()[:2]
+            start, end = (int(word, 16) for word in span.split(b"-"))
+            if start <= address < end:
+                allowed = _READ * protection.startswith(b"r") | _WRITE * (b"w" in protection)
+                return end, allowed
         return _END, 0
 
 

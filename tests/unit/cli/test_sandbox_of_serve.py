@@ -19,6 +19,7 @@ import pytest
 import serve_process
 from front_end import HDR, FrontEnd, Guest
 from serve_process import ServeProcess, wait_until
+from telling import HARMLESS, N_ATTEMPTS, RUN, TELLING, what_it_said
 from vhostnet.confinement import kernel_raw
 from vhostnet.confinement.syscall_numbers import native
 from vhostnet.control.client import ControlClient, Refused
@@ -30,59 +31,7 @@ STAGES = [
 ]
 TESTS = Path(serve_process.__file__).parent
 
-#: The worker says what it cannot do before it does its work.
-TELLING_WORKER = (
-    "-c",
-    """
-import ctypes, errno, mmap, os, socket, sys
-from vhostnet.device.worker import Worker
-
-libc = ctypes.CDLL(None, use_errno=True)
-libc.mmap.restype = ctypes.c_void_p
-page = mmap.mmap(-1, 4096)
-hva = ctypes.addressof(ctypes.c_char.from_buffer(page))
-
-def called(result):
-    if result in (-1, ctypes.c_void_p(-1).value):
-        raise OSError(ctypes.get_errno(), "")
-
-ATTEMPTS = {
-    "read a file": lambda: open("/etc/passwd"),
-    "write a file": lambda: open("/tmp/x", "w"),
-    "open its own memory": lambda: os.open("/proc/self/mem", os.O_RDWR),
-    "unix socket": lambda: socket.socket(socket.AF_UNIX),
-    "inet socket": lambda: socket.socket(socket.AF_INET),
-    "executable mmap": lambda: called(
-        libc.mmap(None, ctypes.c_size_t(4096), 5, 0x22, -1, ctypes.c_long(0))),
-    "executable mprotect": lambda: called(
-        libc.mprotect(ctypes.c_void_p(hva), ctypes.c_size_t(4096), 5)),
-    "exec": lambda: os.execv("/bin/true", ["true"]),
-    "fork": os.fork,
-    "ptrace": lambda: called(libc.ptrace(16, os.getppid(), 0, 0)),
-    "kill": lambda: os.kill(os.getppid(), 0),
-    "see a file": lambda: os.stat("/etc/passwd"),
-    "list the root": lambda: os.listdir("/"),
-    "namespace": lambda: called(libc.unshare(0x10000000)),
-}
-work = Worker._main
-
-def telling(self):
-    for what in os.environ["ATTEMPTS"].split(",") if "ATTEMPTS" in os.environ else ATTEMPTS:
-        attempt = ATTEMPTS[what]
-        try:
-            attempt()
-            said = "done"
-        except OSError as error:
-            said = errno.errorcode[error.errno]
-        print(f"worker: {what}: {said}", file=sys.stderr, flush=True)
-    work(self)
-
-Worker._main = telling
-from vhostnet.cli.main import main
-raise SystemExit(main())
-""",
-)
-N_ATTEMPTS = 14
+TELLING_WORKER = ("-c", TELLING + RUN)
 
 
 def ask(control: str, command: str, **arguments: object) -> object:
@@ -166,7 +115,7 @@ needs_all = pytest.mark.skipif(
 def test_a_worker_can_neither_open_a_file_nor_make_a_socket(serve, guest):
     daemon = serve("--backend", "null", program=TELLING_WORKER)
     with exchange(daemon, guest):
-        said = dict(re.findall(r"^worker: (.*): (\w+)$", daemon.log(), re.MULTILINE))
+        said = what_it_said(daemon.log())
     assert len(said) == N_ATTEMPTS
     assert set(said.values()) == {"EPERM"}, said
     daemon.check_and_stop()
@@ -174,13 +123,12 @@ def test_a_worker_can_neither_open_a_file_nor_make_a_socket(serve, guest):
 
 def test_without_the_sandbox_the_same_worker_can(serve, guest, monkeypatch):
     """The test above is able to fail; what has no effects is tried."""
-    harmless = ("read a file", "unix socket", "executable mmap", "see a file", "list the root")
-    monkeypatch.setenv("ATTEMPTS", ",".join(harmless))
+    monkeypatch.setenv("ATTEMPTS", ",".join(HARMLESS))
     options = ("--backend", "null", "--sandbox", "none")
     daemon = serve(*options, program=TELLING_WORKER)
     with exchange(daemon, guest):
-        said = dict(re.findall(r"^worker: (.*): (\w+)$", daemon.log(), re.MULTILINE))
-    assert said == dict.fromkeys(harmless, "done")
+        said = what_it_said(daemon.log())
+    assert said == dict.fromkeys(HARMLESS, "done")
     assert "sandbox: none (--sandbox none)" in daemon.log()
     daemon.check_and_stop()
 

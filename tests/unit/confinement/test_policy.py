@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
 from vhostnet.cli import sandbox
-from vhostnet.confinement import acts
+from vhostnet.confinement import acts, capabilities
 from vhostnet.confinement.policy import Policy
+from vhostnet.device import owner_files
+from vhostnet.frontdoors import foreign_file, foreign_process, kept_node
+from vhostnet.frontdoors.seccomp import tree_acts
+
+ACTS_OF = (*sandbox.ACTS_OF, owner_files, foreign_process, kept_node, tree_acts)
 
 #: All of it.  A new act needs a rule in Policy, a line in docs/confinement.md and one here.
 CLOSED_LIST = {
     *("look_for_socket", "bind_unix", "remove_socket", "connect_unix", "open_tap_queue"),
     *("open_capture", "open_config", "find_group", "schedule_thread"),
     "open_interface_counts",
+    # of doors whose devices are files that programs open
+    *("open_memory", "open_mapped_file", "find_process", "take_descriptor", "keep_node"),
+    *("identify_folder", "find_free_descriptor", "take_socket", "count_threads", "find_parent"),
 }
 
 
@@ -41,7 +51,7 @@ def done(policy: Policy, name: str, *args: object) -> list[int]:
 
 def test_the_list_is_closed():
     assert set(acts.acts()) == CLOSED_LIST
-    assert len(sandbox.ACTS_OF) > 0
+    assert len(ACTS_OF) > 0
 
 
 def test_without_a_control_socket_only_what_is_configured_is_done(tmp_path):
@@ -140,6 +150,83 @@ def test_only_threads_of_the_daemon_are_scheduled_and_as_configured():
     done(policy, "schedule_thread", os.getpid(), "other", 0)
     assert "not in the configuration" in refused(policy, "schedule_thread", os.getpid(), "fifo", 99)
     assert "no thread of the daemon's" in refused(policy, "schedule_thread", 1, "other", 0)
+
+
+OF_PROCESSES = (
+    ("open_memory", ()),
+    ("open_mapped_file", (0, 4096, 0, 0)),
+    ("find_process", ()),
+    ("take_descriptor", (0,)),
+    ("identify_folder", ("root", "/dev")),
+    ("find_free_descriptor", (100, 101)),
+    ("take_socket", (0,)),
+    ("count_threads", ()),
+    ("find_parent", ()),
+)
+
+
+@pytest.mark.parametrize(("name", "arguments"), OF_PROCESSES)
+def test_only_processes_of_the_door_are_looked_into(name, arguments):
+    ours = os.getpid()
+    assert "is not one that this daemon serves" in refused(Policy(), name, ours, *arguments)
+    policy = Policy(processes=lambda tid: tid == ours)
+    assert "is not one that this daemon serves" in refused(policy, name, 1, *arguments)
+    answer, fds = asked(policy, name, ours, *arguments)
+    for fd in fds:
+        os.close(fd)
+    assert "is not one" not in str(answer)
+
+
+@pytest.mark.parametrize(
+    "start", ["", "exe", "fd/", "fd/-1", "fd/x", "root/..", "../1/root", "cwd\n"]
+)
+def test_a_path_of_a_process_begins_at_its_root_its_folder_or_a_descriptor(start):
+    policy = Policy(processes=lambda _tid: True)
+    assert "no place to begin at" in refused(policy, "identify_folder", os.getpid(), start, "/")
+
+
+def test_only_unix_sockets_are_taken_as_such():
+    policy = Policy(processes=lambda _tid: True)
+    reader, writer = os.pipe()
+    with socket.socket() as inet, socket.socket(socket.AF_UNIX) as unix:
+        for fd in (inet.fileno(), reader, writer):
+            assert asked(policy, "take_socket", os.getpid(), fd) == ({"value": 0}, [])
+        answer, [taken] = asked(policy, "take_socket", os.getpid(), unix.fileno())
+        assert answer["value"] == os.fstat(unix.fileno()).st_ino
+        os.close(taken)
+    os.close(reader)
+    os.close(writer)
+
+
+def test_a_thread_that_is_gone_is_told_from_one_that_is_not_ours():
+    answer, _ = asked(Policy(processes=lambda _tid: False), "open_memory", 1 << 30)
+    assert answer["errno"] == errno.ESRCH
+
+
+def test_who_has_a_device_open_is_known_by_its_number():
+    zero = os.stat("/dev/zero").st_rdev
+    number = os.major(zero), os.minor(zero)
+    tid = threading.get_native_id()
+    before = foreign_file.has_open(tid, number)
+    fd = os.open("/dev/zero", os.O_RDONLY)
+    assert foreign_file.has_open(tid, number)
+    os.close(fd)
+    assert not before
+    assert not foreign_file.has_open(tid, number)
+    assert not foreign_file.has_open(1 << 30, number)
+
+
+def test_without_a_node_none_is_kept():
+    assert "no device node" in refused(Policy(), "keep_node", "restore")
+
+
+def test_the_opener_keeps_the_capabilities_that_its_policy_needs():
+    ptrace = 1 << capabilities.CAP_SYS_PTRACE | 1 << capabilities.CAP_CHECKPOINT_RESTORE
+    mknod, nice = 1 << capabilities.CAP_MKNOD, 1 << capabilities.CAP_SYS_NICE
+    least = Policy().capabilities
+    assert not least & (ptrace | mknod | nice)
+    assert Policy(processes=lambda _tid: True, has_node=True).capabilities == least | ptrace | mknod
+    assert Policy(has_control=True).capabilities == least | nice
 
 
 @pytest.mark.parametrize(

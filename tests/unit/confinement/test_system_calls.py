@@ -25,7 +25,7 @@ TUNSETOFFLOAD, TIOCSTI, FIONBIO = 0x400454D0, 0x5412, 0x5421
 @pytest.fixture(params=CALLS)
 def answer(request):
     calls = CALLS[request.param]
-    names = (*system_calls.BASE, "accept4", "socketpair")
+    names = (*system_calls.BASE, "accept4", "socketpair", "kcmp", "setsockopt", "statx")
     code = system_calls.program(calls, names, system_calls.limits(PID, [TUNSETOFFLOAD]))
 
     def ask(name: str, *args: int, audit: int = calls.audit) -> int:
@@ -55,6 +55,14 @@ def test_what_is_not_is_refused(answer, name):
 @pytest.mark.parametrize(
     ("name", "args", "code"),
     [
+        ("kcmp", (PID, PID, 0, 3, 4), 0),
+        ("kcmp", (PID, 1, 0, 3, 4), errno.EPERM),
+        ("kcmp", (1, PID, 0, 3, 4), errno.EPERM),
+        ("setsockopt", (3, 263, 8), 0),  # PACKET_AUXDATA
+        ("setsockopt", (3, 263, 5), errno.EPERM),  # PACKET_RX_RING
+        ("setsockopt", (3, 1, 8), errno.EPERM),
+        ("statx", (3, 0, 0x5000), 0),
+        ("statx", (-100 & 0xFFFFFFFF, 0, 0x4000), errno.EPERM),
         ("mmap", (0, 4096, 3), 0),
         ("mmap", (0, 4096, 7), errno.EPERM),
         ("mmap", (0, 4096, 4), errno.EPERM),
@@ -127,6 +135,7 @@ def test_what_compiled_code_calls_is_declared():
 
 
 def test_nothing_that_opens_or_starts_is_declared():
+    """By any door that has landlock."""
     sandbox.import_all()
     allowed = {*system_calls.BASE, *system_calls.declared("SYSCALLS")}
     for name in ("open", "openat", "openat2", "execve", "socket", "connect", "bind", "ptrace"):

@@ -10,6 +10,7 @@ from vhostnet.capture import running
 from vhostnet.device.kernel_verbs import KernelVerbs
 from vhostnet.device.owner_memory import OwnerMemory
 from vhostnet.device.vhost_net import VhostNet
+from vhostnet.errors import HostError
 from vhostnet.frontdoors.event_loop import Loop
 from vhostnet.frontdoors.trace_file import TraceFile
 from vhostnet.frontdoors.traced_ioctl import TracedFile
@@ -18,6 +19,10 @@ from vhostnet.frontdoors.vhost_ioctl import VhostFile
 from .abi import native
 from .listener_raw import PathReader
 from .supervisor import Supervisor
+from .tree_acts import find_parent
+
+#: Of a child's memory, by its pid: the one right over others that the supervisor keeps.
+SYSCALLS = ("process_vm_readv", "process_vm_writev")
 
 
 class TreeDevices:
@@ -64,7 +69,11 @@ class TreeDevices:
         return VhostFile(verbs) if self._trace is None else TracedFile(verbs, self._trace, name)
 
     def _memory_of(self, pid: int) -> OwnerMemory:
-        batched = self._remote and pid not in self._in_exec and _parent_of(pid) == os.getpid()
+        try:
+            is_child = find_parent(pid)[0] == os.getpid()
+        except (OSError, HostError):
+            is_child = False
+        batched = self._remote and pid not in self._in_exec and is_child
         return OwnerMemory(pid, batched=batched)
 
     def before_exec(self, pid: int, has_other_threads: bool) -> None:
@@ -75,14 +84,3 @@ class TreeDevices:
     def process_is_gone(self, pid: int) -> None:
         """Process *pid* has ended, and its number is not free yet."""
         self._in_exec.discard(pid)
-
-
-def _parent_of(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            for line in file:
-                if line.startswith(b"PPid:"):
-                    return int(line.split()[1])
-    except OSError:
-        pass
-    return 0

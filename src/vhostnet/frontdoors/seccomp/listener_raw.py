@@ -18,6 +18,7 @@ import signal
 import struct
 from dataclasses import dataclass
 
+from vhostnet.device.owner_files import open_memory
 from vhostnet.errors import HostError
 
 from .abi import (
@@ -40,6 +41,14 @@ from .abi import (
 )
 
 _PR_SET_NO_NEW_PRIVS = 38
+SYSCALLS = ("process_vm_readv", "pread64", "poll", "ppoll")
+IOCTLS = (
+    SECCOMP_IOCTL_NOTIF_RECV,
+    SECCOMP_IOCTL_NOTIF_SEND,
+    SECCOMP_IOCTL_NOTIF_ID_VALID,
+    SECCOMP_IOCTL_NOTIF_ADDFD,
+    SECCOMP_IOCTL_NOTIF_SET_FLAGS,
+)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -266,9 +275,10 @@ class PathReader:
 
     def _through_file(self, tid: int, address: int) -> bytes:
         try:
-            fd = os.open(f"/proc/{tid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+            fd, maps = open_memory(tid)[1]
+        except (OSError, HostError):
             return b""
+        os.close(maps)
         try:
             return os.pread(fd, self.SIZE, address)  # what there is, to the first hole
         except (OSError, OverflowError):

@@ -7,9 +7,11 @@ import stat
 import time
 from dataclasses import dataclass
 
+from vhostnet.errors import HostError
 from vhostnet.frontdoors.foreign_process import CallerIsGone, ForeignThread
 
 from .abi import NodeStat
+from .tree_acts import identify_folder
 
 MISC_MAJOR = 10
 VHOST_NET_MINOR = 238
@@ -56,27 +58,26 @@ class Node:
         folder, slash, name = path.rpartition(b"/")
         if name != self._name:
             return False
-        root = b"/proc/%d/root" % thread.tid
         if path.startswith(b"/"):
-            start = root
+            start = "root"
         elif dirfd == _AT_FDCWD:
-            start = b"/proc/%d/cwd" % thread.tid
+            start = "cwd"
         else:
-            start = b"/proc/%d/fd/%d" % (thread.tid, dirfd)
+            start = f"fd/{dirfd}"
         try:
-            ours = os.stat(root + self._folder)
-            theirs = os.stat(b"/".join((start, folder)) if slash else start)
-        except (OSError, ValueError):
+            ours = identify_folder(thread.tid, "root", os.fsdecode(self._folder))
+            theirs = identify_folder(thread.tid, start, os.fsdecode(slash + folder))
+        except (OSError, ValueError, HostError):
             return False
         if not thread.still_waits():
             raise CallerIsGone(thread.tid)
-        return os.path.samestat(ours, theirs)
+        return ours == theirs
 
     def stat(self, thread: ForeignThread) -> NodeStat:
         """What the stat family says of it."""
         try:
-            dev = os.stat(b"/proc/%d/root" % thread.tid + self._folder).st_dev
-        except OSError:
+            dev, _ = identify_folder(thread.tid, "root", os.fsdecode(self._folder))[0]
+        except (OSError, HostError):
             dev = 0
         return NodeStat(
             dev & 0xFFFFFFFF, VHOST_NET_MINOR, _MODE, MISC_MAJOR, VHOST_NET_MINOR, self._made_s

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from vhostnet.errors import HostError, PeerError
 from vhostnet.frontdoors.event_loop import READABLE, Loop
-from vhostnet.frontdoors.foreign_file import harmless
 from vhostnet.frontdoors.foreign_process import CallerIsGone, ForeignThread
 from vhostnet.uapi import vhost
 
@@ -28,11 +27,14 @@ from .abi import Architecture, statx_bytes
 from .listener_raw import Listener, Notification
 from .open_file import OpenFile
 from .path_calls import ARGUMENTS, OPENS, PathCalls, as_int
+from .tree_acts import count_threads, find_free_descriptor, take_socket
 
 if TYPE_CHECKING:
     from vhostnet.frontdoors.vhost_ioctl import VhostFile
 
 log = logging.getLogger("vhostnet")
+
+SYSCALLS = ("pidfd_open", "epoll_create1", "epoll_ctl", "epoll_wait", "epoll_pwait")
 
 #: The most of a message that is looked at.
 _MESSAGE = 72
@@ -67,15 +69,12 @@ class _Caller:
         self._thread = thread
         self.read = thread.read
         self.write = thread.write
+        self.descriptor = thread.descriptor
 
     @property
     def pid(self) -> int:
         """Its thread group."""
         return self._thread.pid
-
-    def descriptor(self, fd: int) -> int:
-        """As `ForeignThread.descriptor`; never a file that could hold us up."""
-        return harmless(self._thread.descriptor(fd))
 
 
 class Devices(Protocol):
@@ -241,27 +240,18 @@ class Supervisor:
 
     def _file(self, thread: ForeignThread, number: int) -> tuple[OpenFile, int] | None:
         """What is behind descriptor *number*, if it is ours, and a descriptor for it to close."""
-        if self._known(f"/proc/{thread.tid}/fd/{as_int(number)}") is None:
+        if not self._files:
             return None
         try:
-            fd = thread.descriptor(as_int(number))
-        except CallerIsGone:
-            raise
-        except PeerError:
+            inode, taken = take_socket(thread.tid, as_int(number))
+        except (OSError, HostError):
             return None
-        file = self._known(f"/proc/self/fd/{fd}")
-        if file is None:  # it was another one by then, perhaps one that is slow to close
-            os.close(harmless(fd))
+        file = self._files.get(inode) if thread.still_waits() else None
+        if file is None:
+            for fd in taken:
+                os.close(fd)
             return None
-        return file, fd
-
-    def _known(self, link: str) -> OpenFile | None:
-        """Our open file that a descriptor in /proc is, if it is one; asks no file system."""
-        try:
-            kind, _, inode = os.readlink(link).partition(":")
-        except OSError:
-            return None
-        return self._files.get(int(inode.strip("[]"))) if kind == "socket" else None
+        return file, taken[0]
 
     # --- paths --------------------------------------------------------------------------------
 
@@ -321,13 +311,11 @@ class Supervisor:
         The kernel gives the lowest that is free: while the one below the range is free, no other
         thread of the process is given one of the range.
         """
-        folder = f"/proc/{tid}/fd"
-        if os.path.lexists(f"{folder}/{self._reserved.start - 1}"):
+        try:
+            number = find_free_descriptor(tid, self._reserved.start, self._reserved.stop)[0]
+        except (OSError, HostError):
             return None
-        for number in self._reserved:
-            if not os.path.lexists(f"{folder}/{number}"):
-                return number
-        return None
+        return None if number < 0 else number
 
     def _stat(self, call: Notification, thread: ForeignThread) -> Verdict:
         name = self._name(call)
@@ -467,8 +455,8 @@ class Supervisor:
     def _exec(self, call: Notification, thread: ForeignThread) -> Verdict:  # noqa: ARG002
         pid = thread.pid
         try:
-            threads = len(os.listdir(f"/proc/{pid}/task"))
-        except OSError:
+            threads = count_threads(pid)[0]
+        except (OSError, HostError):
             threads = 2
         for file in self._files.values():
             if file.vhost.verbs.owner_pid == pid:
