@@ -106,12 +106,6 @@ def load(names: set[str]) -> bool:
     return True
 
 
-def not_confined(door: str) -> None:
-    """Say that this front door has no sandbox (docs/confinement.md says why)."""
-    seal.not_sealed(f"vhostnet {door} is not confined")
-    logger.info("sandbox: none (vhostnet %s is not confined)", door)
-
-
 @contextlib.contextmanager
 def leaving_at_once() -> Iterator[None]:
     """Until the loop handles them, SIGTERM and SIGINT end the daemon where it is, status 0.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vhostnet.cli import logs
 from vhostnet.cli.control_socket import check_control, control_socket, listen
-from vhostnet.cli.daemon_setup import not_confined, warm
+from vhostnet.cli.daemon_setup import warm
 from vhostnet.cli.observing import MetricsDoor, observed
 from vhostnet.cli.options import (
     CONTROL,
@@ -25,6 +25,8 @@ from vhostnet.cli.options import (
     METRICS,
     PACKED_RINGS,
     PCAP_OPTIONS,
+    SANDBOX,
+    SANDBOX_DIRS,
     add_options,
     check_packed_rings,
     log_options,
@@ -32,8 +34,12 @@ from vhostnet.cli.options import (
     values_of,
 )
 from vhostnet.cli.pcap import check_pcap, ending_pcap, start_pcap
+from vhostnet.cli.sandbox import Sandbox, policy_of_files, sandbox_of
+from vhostnet.confinement import capabilities, seal
+from vhostnet.confinement.policy import Policy
 from vhostnet.errors import HostError, UsageError, VhostnetError
 from vhostnet.frontdoors.seccomp import tree
+from vhostnet.frontdoors.seccomp.tree_acts import is_below
 from vhostnet.frontdoors.trace_file import TraceFile
 
 if TYPE_CHECKING:
@@ -62,7 +68,20 @@ OPTIONS = tuple(
         *log_options("warning"),
         trace_option("each ioctl, read and write of the device"),
         *PCAP_OPTIONS,
+        SANDBOX,
+        SANDBOX_DIRS,
     )
+)
+
+#: Modules of other doors, by how their names begin.
+_OTHERS = ("vhost_user_", "cuse_", "kept_")
+_BY_PID = "the memory of the command's processes is reached by pid, to which {} puts an end"
+_BOUNDS = seal.Bounds(
+    1 << capabilities.CAP_KILL | 1 << capabilities.CAP_SYS_PTRACE,
+    {
+        "namespaces": _BY_PID.format("a user namespace"),
+        "landlock": _BY_PID.format("landlock"),
+    },
 )
 
 EPILOG = """\
@@ -110,7 +129,18 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError('--pcap: "-" is the command\'s output; use a file or a FIFO')
     path = settings["trace"]
     trace = None if path is None else TraceFile(path, of_ioctls=True)
-    return tree.run(args.command, functools.partial(_load, settings, log_fd, trace))
+    # stderr is the command's: what its user can do nothing about is not said there unasked
+    sandbox = sandbox_of(settings, _OTHERS, _BOUNDS, telling=logging.INFO)
+
+    def policy(supervisor: int) -> Policy:
+        made = policy_of_files(settings, lambda tid: is_below(tid, supervisor), has_node=False)
+        return dataclasses.replace(made, sealed=supervisor)
+
+    return tree.run(
+        args.command,
+        functools.partial(_load, settings, log_fd, trace, sandbox),
+        lambda: sandbox.start_below(policy),
+    )
 
 
 def _open_log(path: str) -> int:
@@ -120,8 +150,13 @@ def _open_log(path: str) -> int:
         raise HostError(f"--log-file: {path}: {e.strerror}", e.errno or 0) from e
 
 
-def _load(settings: Mapping[str, Any], log_fd: int, trace: TraceFile | None) -> TreeDevices:
-    """In the supervisor: all that is large."""
+def _load(
+    settings: Mapping[str, Any], log_fd: int, trace: TraceFile | None, sandbox: Sandbox
+) -> TreeDevices:
+    """In the supervisor: all that is large, and the seal.  The command's process has what it
+    inherits already.
+    """
+    sandbox.prepare(())
     if log_fd >= 0:
         logs.send_to(os.fdopen(log_fd, "w", buffering=1))
     from vhostnet.control.open_files import FilesDaemon
@@ -130,12 +165,13 @@ def _load(settings: Mapping[str, Any], log_fd: int, trace: TraceFile | None) -> 
     from vhostnet.native import lost_memory_raw
 
     packed_rings = settings["packed-rings"]
-    not_confined("run")
     names = set(catalogue.kernels_for_character_device(packed_rings=packed_rings))
     if not catalogue.is_warm(names) and not logger.isEnabledFor(logging.INFO):
         logger.warning("compiling the data path (once; some seconds)")
     warm(names, "the character device")
+    memory_alarm = lost_memory_raw.install()
     listening, metrics = listen(settings["control"]), MetricsDoor(settings["metrics"])
+    sandbox.close_doors()
     start_pcap(settings)
 
     @contextlib.contextmanager
@@ -145,9 +181,10 @@ def _load(settings: Mapping[str, Any], log_fd: int, trace: TraceFile | None) -> 
             ending_pcap(),
             control_socket(loop, listening, lambda: daemon),
             observed(loop, daemon.cards, metrics),
+            sandbox.watched(loop),
         ):
             yield
 
     return TreeDevices(
-        settings["linux-abi"], lost_memory_raw.install(), beside, trace, packed_rings=packed_rings
+        settings["linux-abi"], memory_alarm, beside, trace, packed_rings=packed_rings
     )

@@ -64,19 +64,25 @@ class Sandbox:
         adds_devices: devices may be added while the daemon runs.
         is_asked: rings may be looked at.
         has_filters: captures may be filtered.
+        bounds: what the door cannot give up.
+        telling: the level of what is said of stages that this host has not.
     """
 
     def __init__(
         self,
         mode: str,
         others: tuple[str, ...],
+        bounds: seal.Bounds | None = None,
         *,
         adds_devices: bool,
         is_asked: bool,
         has_filters: bool,
+        telling: int = logging.WARNING,
     ) -> None:
         self._mode = mode
         self._others = others
+        self._bounds = bounds
+        self._telling = telling
         self._adds_devices = adds_devices
         self._is_asked = is_asked
         self._has_filters = has_filters
@@ -87,15 +93,28 @@ class Sandbox:
         self, policy: Policy, reread: Callable[[], Policy], descriptors_wanted: Collection[int]
     ) -> None:
         """Close what is not ours, and fork the opener; before numba is imported."""
+        if self._is_wanted():
+            self.prepare(descriptors_wanted)
+            self._opener = opener.start(policy, reread)
+
+    def start_below(self, policy: Callable[[int], Policy]) -> None:
+        """As `start`, but the opener is who calls this, and it returns in a child.  What the child
+        has inherited, and its environment, stay until `prepare`.
+        """
+        if self._is_wanted():
+            self._opener = opener.start_above(policy)
+
+    def prepare(self, wanted: Collection[int]) -> None:
+        """Close what was inherited, but for these; keep libraries from starting threads."""
+        if self._mode != seal.NONE:
+            for name in _ONE_THREAD:
+                os.environ[name] = "1"
+            self._strays = seal.tried("descriptors", lambda: descriptors.close_strays(wanted))
+
+    def _is_wanted(self) -> bool:
         if self._mode == seal.NONE:
             seal.not_sealed("--sandbox none")
-            return
-        for name in _ONE_THREAD:
-            os.environ[name] = "1"
-        self._strays = seal.tried(
-            "descriptors", lambda: descriptors.close_strays(descriptors_wanted)
-        )
-        self._opener = opener.start(policy, reread)
+        return self._mode != seal.NONE
 
     def close_doors(self) -> None:
         """Seal this process, and say what holds; HostError if that is required and cannot be."""
@@ -118,11 +137,11 @@ class Sandbox:
             client_file.device_numbers()
         service_manager.connect()
         acts.ask_from_now_on(self._opener.asked)
-        report = seal.seal(self._mode, [self._strays])
+        report = seal.seal(self._mode, [self._strays], self._bounds)
         held = [f"{stage.name} ({stage.detail})" for stage in report.stages if stage.holds]
         log.info("sandbox: %s", ", ".join(held))
         for stage in report.lacking:
-            log.warning("sandbox: without %s: %s", stage.name, stage.detail)
+            log.log(self._telling, "sandbox: without %s: %s", stage.name, stage.detail)
 
     @contextlib.contextmanager
     def watched(self, loop: Loop) -> Iterator[None]:
@@ -130,15 +149,14 @@ class Sandbox:
         if self._opener is None:
             yield
             return
-        pid, pidfd = self._opener.pid, self._opener.pidfd
+        gone, pidfd = self._opener, self._opener.pidfd
 
         def ended(_ready: int) -> None:
             loop.unwatch(pidfd)
-            _, status = os.waitpid(pid, 0)
             log.error(
-                "the opener has ended (status %d): devices go on, new ones, captures and reloads "
+                "the opener has ended (status %s): devices go on, new ones, captures and reloads "
                 "need a restart of the daemon",
-                os.waitstatus_to_exitcode(status),
+                gone.status(),
             )
 
         loop.watch(pidfd, READABLE, ended)
@@ -218,6 +236,27 @@ def policy_of_files(
     )
 
 
+def sandbox_of(
+    settings: Mapping[str, Any],
+    others: tuple[str, ...],
+    bounds: seal.Bounds | None = None,
+    *,
+    adds_devices: bool = False,
+    telling: int = logging.WARNING,
+) -> Sandbox:
+    """That of a daemon of this configuration; the rest as `Sandbox`."""
+    is_asked = settings["control"] is not None
+    return Sandbox(
+        settings["sandbox"],
+        others,
+        bounds,
+        adds_devices=adds_devices,
+        is_asked=is_asked,
+        has_filters=is_asked or bool(settings["pcap-filter"]),
+        telling=telling,
+    )
+
+
 @contextlib.contextmanager
 def sandboxed(
     settings: Mapping[str, Any],
@@ -233,14 +272,7 @@ def sandboxed(
     Args:
         others, adds_devices: as `Sandbox`.
     """
-    is_asked = settings["control"] is not None
-    sandbox = Sandbox(
-        settings["sandbox"],
-        others,
-        adds_devices=adds_devices,
-        is_asked=is_asked,
-        has_filters=is_asked or bool(settings["pcap-filter"]),
-    )
+    sandbox = sandbox_of(settings, others, adds_devices=adds_devices)
     sandbox.start(policy, reread, descriptors_wanted)
     try:
         yield sandbox

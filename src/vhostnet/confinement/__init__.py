@@ -4,18 +4,20 @@ Theory of operation
 ===================
 
 A daemon that parses what guests write should be able to do little else.  Before the first door
-opens, `vhostnet serve` or `vhostnet chardev` becomes two processes:
+opens, it becomes two processes:
 
 the sealed process   the one that was started: control, workers, captures; all that reads a byte of
     a guest, a front-end or a control client.  All its threads are made after the seal, and are
     inside.
-the opener           a child that was forked before numba was imported.  It has the rights that the
-    daemon was started with, as far as it needs them, and does what is on a closed list (`acts`)
-    if the command line, or the file of --config, allows it (`policy`).  It answers with
-    descriptors, reads one small message at a time, and ends with the sealed process.
+the opener           a child that was forked before numba was imported (of `vhostnet run`: the
+    parent).  It has the rights that the daemon was started with, as far as it needs them, and does
+    what is on a closed list (`acts`) if the command line, or the file of --config, allows it
+    (`policy`).  It answers with descriptors, reads one small message at a time, and ends with the
+    sealed process.
 
 `seal` goes through the stages, in this order; each is a function here, says what holds, or raises
-`Missing` with the reason why it can not be had on this host.  None depends on an earlier one.
+`Missing` with the reason why it can not be had on this host.  None depends on an earlier one.  A
+door that cannot have a stage at all says so itself (`seal.Bounds`).
 
 descriptors        what was inherited and nobody asked for is closed (at the very start)
 no new privileges  exec gains nothing

@@ -1,4 +1,4 @@
-"""Capabilities: none for the sealed process, a few for the opener."""
+"""Capabilities: none for the sealed process, or nearly; a few for the opener."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from . import kernel_raw as kernel
 from .stage import Missing
 
 CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_NET_ADMIN, CAP_SYS_NICE = 0, 1, 3, 12, 23
-CAP_SYS_PTRACE, CAP_MKNOD, CAP_CHECKPOINT_RESTORE = 19, 27, 40
+CAP_KILL, CAP_SYS_PTRACE, CAP_MKNOD, CAP_CHECKPOINT_RESTORE = 5, 19, 27, 40
+_NAMES = {CAP_KILL: "KILL", CAP_SYS_PTRACE: "SYS_PTRACE"}
 _MAX = 64
 
 
@@ -32,5 +33,6 @@ def keep_only(mask: int = 0) -> str:
         kernel.set_capabilities(permitted & mask)
     except OSError as error:
         raise Missing(f"capset: {error.strerror}") from None
+    held = ", ".join(name for number, name in _NAMES.items() if permitted & mask >> number & 1)
     # without CAP_SETPCAP; what it bounds is exec, which gains nothing any more
-    return "none" if bounded else "none; the bounding set could not be changed"
+    return (held or "none") + ("" if bounded else "; the bounding set could not be changed")

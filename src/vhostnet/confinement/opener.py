@@ -23,6 +23,7 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from vhostnet.errors import VhostnetError
 
@@ -38,6 +39,7 @@ _CALLS = (
     *("openat", "open", "readlink", "readlinkat", "stat", "lstat", "statx", "access", "faccessat"),
     *("faccessat2", "getdents64", "poll", "ppoll", "socket", "connect", "sendto", "recvfrom"),
     *("sendmsg", "recvmsg", "getsockopt", "setsockopt", "getpeername", "getsockname", "pread64"),
+    "wait4",
 )
 # What a sealed process may ask for in part: a lookup through libc loads libraries and asks daemons.
 _WHOLE = ("mmap", "mprotect", "newfstatat", "statx", "setsockopt")
@@ -51,6 +53,7 @@ class Opener:
     """The process.
 
     Attributes:
+        pid: of a child of ours; 0: it is our parent.
         pidfd: readable when it has ended.
     """
 
@@ -58,14 +61,21 @@ class Opener:
     pidfd: int
     asked: acts.Asked
 
+    def status(self) -> str:
+        """How it has ended, for log lines."""
+        if not self.pid:
+            return "unknown"
+        _, status = os.waitpid(self.pid, 0)
+        return str(os.waitstatus_to_exitcode(status))
+
     def close(self) -> None:
-        """Let it end, and wait for that."""
+        """Let it end, and wait for that; a parent waits for us."""
         acts.ask_from_now_on(None)
         self.asked.close()
         ended = select.poll()  # not select(): descriptors may be above 1023
         ended.register(self.pidfd, select.POLLIN)
         with contextlib.suppress(ChildProcessError):
-            if ended.poll(_END_MS):
+            if self.pid and ended.poll(_END_MS):
                 os.waitpid(self.pid, 0)
         os.close(self.pidfd)
 
@@ -80,21 +90,60 @@ def start(policy: Policy, reread: Callable[[], Policy]) -> Opener:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     pid = os.fork()
     if pid == 0:
-        status = 1
-        try:
-            ours.close()
-            for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
-                signal.signal(signum, signal.SIG_IGN)
-            _close_all_but(theirs.fileno())
-            _confine(policy)
-            serve(theirs, policy, reread)
-            status = 0
-        except BaseException:
-            log.exception("bug in this program: the opener")
-        finally:
-            os._exit(status)
+        ours.close()
+        _be_opener(theirs, policy, reread, lambda: 0)
     theirs.close()
     return Opener(pid, os.pidfd_open(pid), acts.Asked(ours))
+
+
+def start_above(policy: Callable[[int], Policy]) -> Opener:
+    """Become it, in a session of its own, and go on in a child: it is among the ancestors of all
+    that the child will start, and ends as the child does.
+
+    Args:
+        policy: what it may do for the child, by its pid.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    pid = os.fork()
+    if pid != 0:
+        ours.close()
+        with contextlib.suppress(OSError):
+            os.setsid()
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in range(3):
+            os.dup2(null, fd)  # who reads what a command prints waits until nobody has it
+        made = policy(pid)
+        _be_opener(theirs, made, lambda: made, lambda: _end_of(pid))
+    theirs.close()
+    return Opener(0, os.pidfd_open(os.getppid()), acts.Asked(ours))
+
+
+def _end_of(pid: int) -> int:
+    """The exit status of a child, as a shell says it."""
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def _be_opener(
+    channel: socket.socket,
+    policy: Policy,
+    reread: Callable[[], Policy],
+    end: Callable[[], int],
+) -> NoReturn:
+    """Serve, and exit with the status that *end* says."""
+    status = 1
+    try:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(signum, signal.SIG_IGN)
+        _close_all_but(channel.fileno())
+        _confine(policy)
+        serve(channel, policy, reread)
+        status = end()
+    except BaseException:
+        log.exception("bug in this program: the opener")
+    finally:
+        os._exit(status)
 
 
 def serve(channel: socket.socket, policy: Policy, reread: Callable[[], Policy]) -> None:

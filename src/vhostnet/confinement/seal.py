@@ -9,7 +9,8 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from vhostnet.errors import HostError
 
@@ -22,11 +23,25 @@ SYSCALLS = ("pread64",)  # of /proc/self/status
 AUTO, REQUIRED, NONE = "auto", "required", "none"
 MODES = (AUTO, REQUIRED, NONE)
 
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What a door cannot give up.
+
+    Attributes:
+        capabilities: that it keeps, a mask.
+        never: stages that it cannot have at all, and why.
+    """
+
+    capabilities: int = 0
+    never: Mapping[str, str] = field(default_factory=dict)
+
+
 _report = Report()
 _status_fd = -1
 
 
-def seal(mode: str, before: Iterable[Stage] = ()) -> Report:
+def seal(mode: str, before: Iterable[Stage] = (), bounds: Bounds | None = None) -> Report:
     """Go through the stages; what cannot be had is in the report, or HostError if it is required.
 
     To be called while the process has one thread; not undone by anything.
@@ -34,8 +49,11 @@ def seal(mode: str, before: Iterable[Stage] = ()) -> Report:
     Args:
         mode: AUTO or REQUIRED.
         before: stages that are done already.
+        bounds: of the door; None: it gives up everything.
     """
     global _report, _status_fd
+    bounds = bounds or Bounds()
+    kept = bounds.capabilities
     with contextlib.suppress(OSError):  # then it cannot be asked later
         _status_fd = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     limited = system_calls.limits(os.getpid(), system_calls.declared("IOCTLS"))
@@ -44,12 +62,15 @@ def seal(mode: str, before: Iterable[Stage] = ()) -> Report:
     for name, act in (
         ("no new privileges", _no_new_privileges),
         ("namespaces", namespaces.leave_host),
-        ("capabilities", capabilities.keep_only),
+        ("capabilities", lambda: capabilities.keep_only(kept)),
         ("landlock", landlock.refuse_all),
         ("memory", no_new_code),
         ("system calls", lambda: system_calls.restrict(names, limited)),
     ):
-        report.stages.append(tried(name, act))
+        if name in bounds.never:
+            report.stages.append(Stage(name, False, bounds.never[name], wanted=False))
+        else:
+            report.stages.append(tried(name, act))
     _report = report
     if mode == REQUIRED and report.lacking:
         first = report.lacking[0]

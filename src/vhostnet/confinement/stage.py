@@ -16,11 +16,13 @@ class Stage:
     Attributes:
         holds: whether all of it does.
         detail: what holds, or why it does not.
+        wanted: it is one that this door can have.
     """
 
     name: str
     holds: bool
     detail: str
+    wanted: bool = True
 
 
 @dataclass(slots=True)
@@ -39,4 +41,4 @@ class Report:
     @property
     def lacking(self) -> list[Stage]:
         """What was wanted and does not hold."""
-        return [stage for stage in self.stages if not stage.holds]
+        return [stage for stage in self.stages if stage.wanted and not stage.holds]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import mmap
+import signal
 import socket
 import sys
 from collections.abc import Iterable, Mapping
@@ -92,6 +93,7 @@ def limits(pid: int, ioctls: Iterable[int]) -> Limits:
         "prctl": (Limit(0, values=_PRCTLS),),
         "ioctl": (Limit(1, values=(FIONBIO, FIOCLEX, FIONCLEX, *sorted(ioctls))),),
         "tgkill": (Limit(0, values=(pid,)),),
+        "kill": (Limit(1, values=(signal.SIGKILL,)),),
         "kcmp": (Limit(0, values=(pid,)), Limit(1, values=(pid,))),
         "setsockopt": (Limit(1, values=(SOL_PACKET,)), Limit(2, values=(PACKET_AUXDATA,))),
         "newfstatat": (Limit(3, with_bits=_AT_EMPTY_PATH),),

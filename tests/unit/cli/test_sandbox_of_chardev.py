@@ -182,17 +182,10 @@ def test_a_packet_socket_is_a_backend(
     ):
         driver.start()
         driver.send(frame(3))
-        received = os.read(tap.fd, 4096) if readable(tap.fd) else b""
-        assert received[HDR:] == frame(3)
+        wait_until(lambda: is_readable(tap.fd), "a frame")
+        assert os.read(tap.fd, 4096)[HDR:] == frame(3)
         driver.transport.set_backend(0, backend.fileno())  # the same again: nothing happens
     assert kernel.end() == 0
-
-
-def readable(fd: int) -> bool:
-    with contextlib.suppress(AssertionError):
-        wait_until(lambda: is_readable(fd), "a frame")
-        return True
-    return False
 
 
 def is_readable(fd: int) -> bool:
@@ -214,8 +207,8 @@ def test_what_could_hold_it_up_is_closed_by_the_opener(
                     device.set_vring_kick(0, fd)
                 assert refused.value.errno == errno.EINVAL
         os.close(writer)
-        assert is_readable(reader)
-        wait_until(lambda: os.read(reader, 1) == b"", "the last writer's end")
+        wait_until(lambda: is_readable(reader), "the last writer's end")
+        assert os.read(reader, 1) == b""
         os.close(reader)
     assert kernel.end() == 0
 
@@ -240,6 +233,7 @@ def test_an_opener_that_dies_is_told_of_and_running_devices_go_on(
 def test_nothing_that_the_daemon_does_is_refused(tmp_path: Path, tap: Tap) -> None:
     trace, control = tmp_path / "trace", str(tmp_path / "control")
     options = ("--control", control, "--metrics", f"unix:{tmp_path}/metrics")
+    options += ("--pcap", str(tmp_path / "c"), "--trace", str(tmp_path / "t"))
     kernel = CuseKernel(tmp_path, *options, prefix=("strace", "-f", "-qq", "-o", str(trace)))
     try:
         for private in (False, True):
@@ -257,3 +251,5 @@ def test_nothing_that_the_daemon_does_is_refused(tmp_path: Path, tap: Tap) -> No
     sealed = max(at for at, line in enumerate(lines) if " seccomp(" in line)
     assert [line for line in lines[sealed:] if "= -1 EPERM" in line] == []
     assert any("pidfd_getfd(" in line for line in lines[sealed:])  # the opener's
+    assert (tmp_path / "c").read_bytes().count(frame(1)) == 2
+    assert "SET_OWNER" in (tmp_path / "t").read_text()

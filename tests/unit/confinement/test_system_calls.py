@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -140,6 +142,46 @@ def test_nothing_that_opens_or_starts_is_declared():
     allowed = {*system_calls.BASE, *system_calls.declared("SYSCALLS")}
     for name in ("open", "openat", "openat2", "execve", "socket", "connect", "bind", "ptrace"):
         assert name not in allowed
+
+
+#: What a daemon of each door imports, and some of what it may and may not call.
+DOORS = {
+    "serve": (
+        "import vhostnet.cli.serve; import_all(OF_FILES)",
+        {"accept4"},
+        {"pidfd_open", "readv", "process_vm_readv", "process_vm_writev", "kill", "waitid", "dup2"},
+    ),
+    "chardev": (
+        "from vhostnet.cli.chardev import _OTHERS; import_all(_OTHERS)",
+        {"accept4", "pidfd_open", "readv"},
+        {"process_vm_readv", "process_vm_writev", "kill", "waitid", "dup2"},
+    ),
+    "run": (
+        "from vhostnet.cli.run import _OTHERS; import_all(_OTHERS)\n"
+        "import vhostnet.frontdoors.seccomp.devices",
+        {"accept4", "pidfd_open", "process_vm_readv", "process_vm_writev", "kill", "waitid"},
+        {"readv"},
+    ),
+}
+NEVER = {
+    *("open", "openat", "openat2", "execve", "execveat", "socket", "connect", "bind", "ptrace"),
+    *("pidfd_getfd", "stat", "lstat", "access", "unlink", "rename", "mknod", "clone3", "setns"),
+    *("unshare", "mount", "seccomp", "capset"),
+}
+
+
+@pytest.mark.parametrize(("imports", "may", "may_not"), DOORS.values(), ids=DOORS)
+def test_each_door_has_a_list_of_its_own(imports, may, may_not):
+    program = (
+        "from vhostnet.cli.sandbox import OF_FILES, import_all\n"
+        f"{imports}\n"
+        "from vhostnet.confinement import system_calls\n"
+        "print(*system_calls.BASE, *system_calls.declared('SYSCALLS'))"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    allowed = set(said.stdout.decode().split())
+    assert may <= allowed
+    assert not allowed & (may_not | NEVER)
 
 
 def test_this_machine_has_the_numbers_that_the_table_says():

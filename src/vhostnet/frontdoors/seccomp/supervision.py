@@ -35,11 +35,21 @@ from .processes import (
 if TYPE_CHECKING:
     from .supervisor import Devices
 
+#: The null device, which takes the place of stderr in the end; the children; the command's end.
+SYSCALLS = ("dup2", "dup3", "waitid", "wait4", "kill", "pidfd_open", "recvmsg", "sendmsg", "sendto")
+
 log = logging.getLogger("vhostnet")
 
 
-def supervise(ends: Ends, command: Sequence[str], load: Callable[[], Devices]) -> None:
-    """Be the supervisor: start the command, and answer until nobody of its tree is left."""
+def supervise(
+    ends: Ends, command: Sequence[str], guard: Callable[[], None], load: Callable[[], Devices]
+) -> None:
+    """Be the supervisor: start the command, and answer until nobody of its tree is left.
+
+    Args:
+        guard, load: as `tree.run`.
+    """
+    guard()
     ends.keeper[1].close()
     ends.report[0].close()
     report = ends.report[1]
@@ -55,11 +65,14 @@ def supervise(ends: Ends, command: Sequence[str], load: Callable[[], Devices]) -
     pid = fork(command_begins)
     its_channel.close()
     _be_out_of_reach()
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    _let_go_of((0, 1), null)
     message, fds, _, _ = socket.recv_fds(channel, MOST, 1)
     if not fds:
         report.send(message or failure("the command's process ended at once", EXIT_OWN_FAILURE))
         return
     socket.send_fds(ends.keeper[0], [LISTENER], fds[:1])
+    os.set_inheritable(fds[0], False)  # as recv_fds does not; or it would be closed as a stray
     listener = Listener(fds[0], ends.slot)
     try:
         devices = load()
@@ -67,7 +80,7 @@ def supervise(ends: Ends, command: Sequence[str], load: Callable[[], Devices]) -
         report.send(failure(str(e), EXIT_OWN_FAILURE))
         return  # the command waits for our word, and ends without it
     log.info("the supervisor is process %d", os.getpid())
-    serving = _Serving(ends, channel, pid, listener, devices)
+    serving = _Serving(ends, channel, pid, listener, devices, null)
     pidfd = os.pidfd_open(pid)  # by us: when this is read, the number may be another's
     socket.send_fds(report, [json.dumps({"pid": pid}).encode()], [pidfd])
     os.close(pidfd)
@@ -83,18 +96,15 @@ def _be_out_of_reach() -> None:
         signal.signal(signum, signal.SIG_IGN)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     name_process(b"vhostnet-run")
-    _let_go_of((0, 1))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _let_go_of(streams: Sequence[int]) -> None:
+def _let_go_of(streams: Sequence[int], null: int) -> None:
     """Whoever reads what the command prints waits until nobody can write any more."""
-    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for fd in streams:
         os.dup2(null, fd)
-    os.close(null)
 
 
 class _Serving:
@@ -107,12 +117,14 @@ class _Serving:
         pid: int,
         listener: Listener,
         devices: Devices,
+        null: int,
     ) -> None:
         from .supervisor import Supervisor
 
         self._report = ends.report[1]
         self._channel = channel
         self._pid = pid
+        self._null = null
         self._failure = b""
         self._has_ended = False
         self._serving = devices.serving
@@ -184,4 +196,4 @@ class _Serving:
             self._on_channel(READABLE)
         with contextlib.suppress(OSError):
             self._report.send(self._failure or json.dumps({"exit": status}).encode())
-        _let_go_of((2,))
+        _let_go_of((2,), self._null)

@@ -2,13 +2,15 @@
 
     ours         what the user has started: waits for the command's status, passes signals on
       keeper     takes over the listener if the supervisor dies (see keeper.py)
-      supervisor answers calls; the parent of
-        command  and of every process of its tree that has lost its own (a subreaper)
+      opener     opens what the supervisor, which is sealed, may not (`confinement.opener`)
+        supervisor answers calls; the parent of
+          command  and of every process of its tree that has lost its own (a subreaper)
 
 The supervisor is not ours itself, because it goes on for as long as anybody is left under the
 filter, and we end with the command.  The command stays in our process group and session, as if
 there were nothing between; supervisor and keeper have sessions of their own, where no terminal
-reaches them.
+reaches them.  The opener is above the supervisor, because some systems (Yama) let a process look
+into its descendants only; without a sandbox there is none.
 """
 
 from __future__ import annotations
@@ -47,11 +49,14 @@ N_RESERVED = 32
 _USUAL_LIMIT = 1024
 
 
-def run(command: Sequence[str], load: Callable[[], Devices]) -> int:
+def run(
+    command: Sequence[str], load: Callable[[], Devices], guard: Callable[[], None] = lambda: None
+) -> int:
     """Run a command whose /dev/vhost-net is ours.
 
     Args:
-        load: brings the devices; called in the supervisor.
+        load: brings the devices; called in the supervisor, when the command's process is there.
+        guard: called in the supervisor before that; it may go on in a child.
 
     Returns:
         The command's exit status; 128 and the signal's number if one has ended it.
@@ -72,7 +77,7 @@ def run(command: Sequence[str], load: Callable[[], Devices]) -> int:
     )
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     fork(lambda: _keeper(ends))
-    supervisor = fork(lambda: supervise(ends, command, load))
+    supervisor = fork(lambda: supervise(ends, command, guard, load))
     for pair in (ends.keeper, ends.report):
         pair[1].close()
     ends.keeper[0].close()
