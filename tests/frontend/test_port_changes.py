@@ -14,9 +14,11 @@ import pytest
 from beds import frame
 from port_bed import LEGACY, MRG, OFFLOADS, PACKED_MRG, V1, PortBed, received
 
+from vhostnet.backends.port import PortBackend
 from vhostnet.datapath import catalogue
 from vhostnet.device import port_net
 from vhostnet.device.port_net import part_ports
+from vhostnet.frontdoors.vhost_user_device import VhostUserDevice
 from vhostnet.native._jit import JIT_ENABLED
 from vhostnet_frontend import NetDriver
 
@@ -198,3 +200,17 @@ def test_nothing_is_left_of_cards_that_have_gone(bed: PortBed) -> None:
     gc.collect()
     kept = [ref for ref in gone[: -bed.pairs] if ref() is not None]
     assert kept == []
+
+
+def test_a_device_that_is_closed_is_held_by_nobody() -> None:
+    first, second = (
+        VhostUserDevice(PortBackend(2), queue_pairs=2, name=name, call_later=mock.Mock())
+        for name in ("first", "second")
+    )
+    first.join(second)
+    gone = [weakref.ref(net) for net in second.nets]
+    second.close()
+    del second
+    gc.collect()
+    assert [ref for ref in gone if ref() is not None] == []
+    first.close()
