@@ -14,6 +14,7 @@ from types import FrameType
 
 from vhostnet.bench import hugepages, publish
 from vhostnet.bench.catalogue import WORKLOADS
+from vhostnet.bench.joining import joined
 from vhostnet.bench.model import Workload
 from vhostnet.bench.results import WorkloadResult, load
 from vhostnet.bench.runner import Settings, expected_s, run_workload
@@ -104,16 +105,15 @@ def run_bench(options: BenchOptions) -> int:
 
 
 def report(files: Sequence[Path]) -> int:
-    """Show results that were kept; returns the exit status."""
-    for place in files:
-        result = load(place)
+    """Show results that were kept, parts of a workload as one; returns the exit status."""
+    for result in joined([load(place) for place in files]):
         print(f"{result.title}\n\n{as_markdown(result)}\n")
     return 0
 
 
 def publish_files(files: Sequence[Path]) -> int:
-    """Publish results that were kept; returns the exit status."""
-    _publish([load(place) for place in files])
+    """Publish results that were kept, parts of a workload as one; returns the exit status."""
+    _publish(joined([load(place) for place in files]))
     return 0
 
 

@@ -81,7 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         action="append",
         default=[],
-        help="show the results in FILE (with --publish: publish them) and measure nothing",
+        help="show the results in FILE (with --publish: publish them) and measure nothing; as "
+        "often as you like: parts of one workload become one table",
     )
 
 

@@ -1,4 +1,4 @@
-"""overhead: what it costs to be looked at.
+"""overhead: what it costs to be looked at, and to be confined.
 
 Counters and histograms are always kept, so this does not compare with and without: it compares a
 device that is looked at with one that is not.  What counting itself costs was measured between two
@@ -10,47 +10,61 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
 
-from vhostnet.bench.model import OURS, Case, Metric, Run, Workload
+from vhostnet.bench.model import OURS, Case, Metric, Run, Side, Workload
 from vhostnet.bench.pair import our_device, our_driver
+from vhostnet.bench.workloads.rings import NEEDS
+from vhostnet.bench.workloads.taps import ours_g2tap
+from vhostnet.control.client import ControlClient
 from vhostnet.errors import HostError
 
-UNOBSERVED = "not looked at"
+UNOBSERVED, UNCONFINED = "not looked at", "--sandbox none"
 SCRAPE_S = 1.0
 _SIZE = 64
 _PATIENCE_S = 10.0
+#: Does something beside a device that runs; the options of the device, with DIR for its folder.
+_Look = tuple[tuple[str, ...], Callable[[Run], AbstractContextManager[None]]]
 
 
-def unobserved(run: Run, packed: bool) -> Mapping[str, float]:
+def g2d(run: Run, packed: bool, *options: str) -> Mapping[str, float]:
     """Our driver sends to our null backend."""
-    with our_device(run, "null"):
-        return _sent(run, packed)
+    with our_device(run, "null", *options):
+        return _moved(run, "send", packed)
 
 
-def scraped(run: Run, packed: bool) -> Mapping[str, float]:
-    """The same, and Prometheus asks for the metrics all the while."""
-    path = run.folder / "metrics"
-    with our_device(run, "null", "--metrics", f"unix:{path}"), _scraping(path):
-        return _sent(run, packed)
+def d2g(run: Run, packed: bool, *options: str) -> Mapping[str, float]:
+    """Our generator sends to our driver."""
+    with our_device(run, f"gen:size={_SIZE}", *options):
+        return _moved(run, "receive", packed)
 
 
-def _sent(run: Run, packed: bool) -> Mapping[str, float]:
-    return {"mpps": our_driver(run, "send", size=_SIZE, packed=packed)["mpps"]}
+def _looked_at(run: Run, look: _Look, backend: str, what: str, packed: bool) -> Mapping[str, float]:
+    options, meanwhile = look
+    with ExitStack() as stack:
+        places = [word.replace("DIR", str(run.folder)) for word in options]
+        stack.enter_context(our_device(run, backend, *places))
+        stack.enter_context(meanwhile(run))
+        return _moved(run, what, packed)
+
+
+def _moved(run: Run, what: str, packed: bool) -> Mapping[str, float]:
+    return {"mpps": our_driver(run, what, size=_SIZE, packed=packed)["mpps"]}
 
 
 @contextlib.contextmanager
-def _scraping(path: Path) -> Iterator[None]:
-    """Ask once in SCRAPE_S for the length of the block; HostError if there was no answer."""
+def _scraping(run: Run) -> Iterator[None]:
+    """Ask for the metrics once in SCRAPE_S meanwhile; HostError if there was no answer."""
     ended = threading.Event()
     failures: list[str] = []
 
     def ask() -> None:
         while True:
             try:
-                scrape(path)
+                scrape(run.folder / "metrics")
             except OSError as error:
                 failures.append(str(error))
             if ended.wait(SCRAPE_S):
@@ -82,28 +96,89 @@ def scrape(path: Path) -> bytes:
     return body
 
 
+@contextlib.contextmanager
+def _captured_before(run: Run) -> Iterator[None]:
+    """A capture has begun and ended before."""
+    with ControlClient(str(run.folder / "control")) as control:
+        control.execute("capture-start", file=str(run.folder / "before.pcapng"))
+        control.execute("capture-stop")
+    yield
+
+
+def _nothing_else(_run: Run) -> AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+_SCRAPED: _Look = ("--metrics", "unix:DIR/metrics"), _scraping
+_IDLE: _Look = ("--control", "DIR/control"), _captured_before
+_NOTHING: _Look = ("--pcap", "/dev/null", "--pcap-filter", "tcp port 9"), _nothing_else
+_RUNNING: _Look = ("--pcap", "/dev/null", "--pcap-snaplen", "64"), _nothing_else
+
+
+def _case(
+    name: str, ours: Side, others: Mapping[str, Side], bar: float | None = None, **facts: int
+) -> Case:
+    bars = {} if bar is None else dict.fromkeys(others, bar)
+    return Case(
+        f"{name} {_SIZE} B",
+        {"size": _SIZE},
+        (Metric("mpps", "packets", "million/s", "higher", bars),),
+        {OURS: ours, **others},
+        busy_threads=facts.get("busy_threads", 2),
+        quick=bool(facts.get("quick")),
+    )
+
+
+def _look_case(
+    name: str, look: _Look, bar: float | None = None, *, packed: bool = False, **facts: int
+) -> Case:
+    ours = partial(_looked_at, look=look, backend="null", what="send", packed=packed)
+    others = {UNOBSERVED: partial(g2d, packed=packed)}
+    return _case(f"{name}, g2d {'packed' if packed else 'split'}", ours, others, bar, **facts)
+
+
 def _cases() -> Sequence[Case]:
+    received = partial(_looked_at, look=_RUNNING, backend=f"gen:size={_SIZE}", what="receive")
     return [
-        Case(
-            f"scraped once a second, {'packed' if packed else 'split'} {_SIZE} B",
-            {"packed": int(packed), "size": _SIZE},
-            (Metric("mpps", "packets", "million/s", "higher", {UNOBSERVED: 0.97}),),
-            {
-                OURS: partial(scraped, packed=packed),
-                UNOBSERVED: partial(unobserved, packed=packed),
-            },
-            quick=not packed,
-        )
-        for packed in (False, True)
+        _look_case("scraped once a second", _SCRAPED, 0.97, quick=1),
+        _look_case("scraped once a second", _SCRAPED, 0.97, packed=True),
+        _look_case("a capture that has ended", _IDLE, 0.98),
+        _look_case("a capture whose filter takes nothing", _NOTHING),
+        _look_case("a capture that runs", _RUNNING, busy_threads=3),
+        _case(
+            "a capture that runs, d2g split",
+            partial(received, packed=False),
+            {UNOBSERVED: partial(d2g, packed=False)},
+            busy_threads=3,
+        ),
+        _case(
+            "in the sandbox, g2d split",
+            partial(g2d, packed=False),
+            {UNCONFINED: lambda run: g2d(run, False, "--sandbox", "none")},
+        ),
+        _case(
+            "in the sandbox, d2g split",
+            partial(d2g, packed=False),
+            {UNCONFINED: lambda run: d2g(run, False, "--sandbox", "none")},
+        ),
+        _case(
+            "in the sandbox, g2tap split",
+            partial(ours_g2tap, size=_SIZE),
+            {UNCONFINED: partial(ours_g2tap, size=_SIZE, options=("--sandbox", "none"))},
+        ),
     ]
 
 
 OVERHEAD = Workload(
     "overhead",
-    "what it costs to be looked at",
-    "Our own driver sends 64-byte packets flat out to `vhostnet serve --backend null`, whose "
-    "metrics are read once a second or not at all; the daemon, which renders them, has one core "
-    "with its worker. Prometheus itself asks every 15 s. Counters and histograms are kept in both.",
-    ("taskset",),
+    "what it costs to be looked at, and to be confined",
+    "Our own driver sends 64-byte packets flat out to `vhostnet serve --backend null`, or "
+    "receives them from `gen`. *Scraped*: the metrics are read once a second or not at all; the "
+    "daemon, which renders them, has one core with its worker (Prometheus itself asks every 15 s). "
+    "*A capture*: into /dev/null, 64 bytes of each packet; its writer and the worker have one core "
+    "together, and what the writer cannot keep up with is dropped from the capture, and counted. "
+    "Counters and histograms are kept in all. *In the sandbox*: as by default, beside `--sandbox "
+    "none`; into the TAP goes one system call a packet, from DPDK's driver.",
+    (*NEEDS, "ip"),
     _cases,
 )
