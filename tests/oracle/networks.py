@@ -10,14 +10,10 @@ import socket
 import struct
 import time
 
-from oracle.lab import ETHERTYPE, PATIENCE, SIOCSIFMTU, Tap, describe
+from oracle.lab import ETHERTYPE, PATIENCE, SIOCSIFMTU, NotHere, Tap, describe
 from vhostnet.uapi import packet, tun
 
 SIOCBRADDBR, SIOCBRDELBR, SIOCBRADDIF = 0x89A0, 0x89A1, 0x89A2
-
-
-class NotHere(Exception):
-    """This machine's kernel lacks what the scenario needs."""
 
 
 class PacketSocket(Tap):

@@ -78,7 +78,7 @@ def main(words: list[str]) -> int:
             print(f"{version}: skipped: {e}")
             status = 4
             continue
-        for name, trace in said["failures"].items():
+        for name, trace in (said["failures"] | said["absent"]).items():
             print(f"{version}: {name}:\n{trace}")
             status = 1
         if names:

@@ -17,7 +17,7 @@ import zlib
 from typing import Any
 
 from oracle import scenarios
-from oracle.lab import SCENARIOS, Device, Lab, Scenario
+from oracle.lab import SCENARIOS, Device, Lab, NotHere, Scenario
 from vhostnet_frontend import IoctlTransport
 
 assert scenarios
@@ -46,6 +46,7 @@ def run(scenario: Scenario, lab: Lab) -> Any:
 def main(names: list[str]) -> None:
     outcomes: dict[str, Any] = {}
     failures: dict[str, str] = {}
+    absent: dict[str, str] = {}
 
     def open_device() -> Device:
         return KernelDevice()
@@ -53,9 +54,12 @@ def main(names: list[str]) -> None:
     for name in names or list(SCENARIOS):
         try:
             outcomes[name] = run(SCENARIOS[name], Lab(open_device))
+        except NotHere as e:
+            absent[name] = str(e)
         except Exception:
             failures[name] = traceback.format_exc()
-    data = json.dumps({"release": os.uname().release, "outcomes": outcomes, "failures": failures})
+    said = {"outcomes": outcomes, "failures": failures, "absent": absent}
+    data = json.dumps({"release": os.uname().release, **said})
     print("RESULT " + base64.b64encode(zlib.compress(data.encode())).decode())
 
 

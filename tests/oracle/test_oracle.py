@@ -13,9 +13,8 @@ import pytest
 from oracle import scenarios
 from oracle.compare import judge
 from oracle.differences import DIFFERENCES, REASONS
-from oracle.lab import SCENARIOS, Device, Lab
+from oracle.lab import SCENARIOS, Device, Lab, NotHere
 from oracle.namespace import Namespace, NoNamespace
-from oracle.networks import NotHere
 from oracle.our_device import OurDevice, OurMemory, OutOfReach
 from oracle.rules import RULES
 from oracle.session import run
