@@ -3,11 +3,16 @@
 In compiled code these are direct calls by symbol name (`types.ExternalFunction`), which
 survive Numba's disk cache; a ctypes object would bake in an address.  The interpreter's
 bodies go through ctypes.  Blocking calls return -EINTR; nothing here retries.
+
+libc's read, write and writev are cancellation points: in a process that has threads each of them
+makes two atomic changes to the thread's state, a seventh of what an empty write takes.  So compiled
+code makes these three through syscall(2), which is none.
 """
 
 from __future__ import annotations
 
 import ctypes
+import platform
 from typing import Any
 
 from numba import types
@@ -152,9 +157,9 @@ def copy_bytes(dst_hva: int, src_hva: int, size: int) -> None:
 
 
 _i32, _i64 = types.int32, types.int64
-_c_read: Any = types.ExternalFunction("read", _i64(_i32, _i64, _i64))
-_c_write: Any = types.ExternalFunction("write", _i64(_i32, _i64, _i64))
-_c_writev: Any = types.ExternalFunction("writev", _i64(_i32, _i64, _i32))
+#: asm/unistd_64.h of x86-64; of all that came later, asm-generic/unistd.h.
+_SYS_READ, _SYS_WRITE, _SYS_WRITEV = (0, 1, 20) if platform.machine() == "x86_64" else (63, 64, 66)
+_c_syscall: Any = types.ExternalFunction("syscall", _i64(_i64, _i64, _i64, _i64))
 _c_pread: Any = types.ExternalFunction("pread", _i64(_i32, _i64, _i64, _i64))
 _c_pwrite: Any = types.ExternalFunction("pwrite", _i64(_i32, _i64, _i64, _i64))
 _c_process_vm_readv: Any = types.ExternalFunction(
@@ -173,7 +178,7 @@ _c_errno_location: Any = types.ExternalFunction("__errno_location", _i64())
 @overload(read)
 def _ol_read(fd, hva, size):  # type: ignore[no-untyped-def]
     def impl(fd, hva, size):  # type: ignore[no-untyped-def]
-        result = _c_read(fd, hva, size)
+        result = _c_syscall(_SYS_READ, fd, hva, size)
         if result < 0:
             return -load_relaxed_i32(_c_errno_location())
         return result
@@ -184,7 +189,7 @@ def _ol_read(fd, hva, size):  # type: ignore[no-untyped-def]
 @overload(write)
 def _ol_write(fd, hva, size):  # type: ignore[no-untyped-def]
     def impl(fd, hva, size):  # type: ignore[no-untyped-def]
-        result = _c_write(fd, hva, size)
+        result = _c_syscall(_SYS_WRITE, fd, hva, size)
         if result < 0:
             return -load_relaxed_i32(_c_errno_location())
         return result
@@ -195,7 +200,7 @@ def _ol_write(fd, hva, size):  # type: ignore[no-untyped-def]
 @overload(writev)
 def _ol_writev(fd, iov_hva, n_iov):  # type: ignore[no-untyped-def]
     def impl(fd, iov_hva, n_iov):  # type: ignore[no-untyped-def]
-        result = _c_writev(fd, iov_hva, n_iov)
+        result = _c_syscall(_SYS_WRITEV, fd, iov_hva, n_iov)
         if result < 0:
             return -load_relaxed_i32(_c_errno_location())
         return result
