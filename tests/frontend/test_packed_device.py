@@ -20,7 +20,8 @@ from vhostnet.uapi.virtio import (
     VIRTIO_RING_F_INDIRECT_DESC,
     mask,
 )
-from vhostnet_frontend import GuestMemory, NetDriver, PackedRing, RegionSpec, VerbError
+from vhostnet_frontend import Buffer, GuestMemory, NetDriver, PackedRing, RegionSpec, VerbError
+from vhostnet_frontend.packed_ring import USED
 from vhostnet_frontend.scenarios import PACKED, Misbehaviour, PackedMisbehaviour, Severity
 
 BASE = mask(VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1)
@@ -94,6 +95,24 @@ def test_indirect_tables(bed: InProcessBed) -> None:
         driver.start()
         for k in range(30):
             round_trip(bed, driver, frame(k, 900), indirect=True)
+
+
+def test_in_order_one_used_descriptor_answers_for_a_batch() -> None:
+    bed = InProcessBed()
+    with bed.open(features=FEATURES["in order"], num=16) as driver:
+        driver.start()
+        queue, ring = driver.tx[0], driver.tx[0].ring
+        for _ in range(5):
+            ring.add([Buffer(queue.buffers.pop(), 100)])
+        queue.kick()
+        assert bed.transport is not None
+        bed.transport.flush()
+        descriptors = [ring.read_desc(place) for place in range(5)]
+        assert [flags & USED != 0 for _, _, _, flags in descriptors] == [True] + 4 * [False]
+        assert descriptors[0][2] == descriptors[4][2]  # the id of the batch's last
+        assert driver.reclaim() == 5
+        assert ring.next_used == 5
+    bed.close()
 
 
 @every_set

@@ -23,9 +23,11 @@ class PackedRing:
         parts: tuple[int, int, int],
         base: int,
         features: RingFeatures,
-        one_entry_a_batch: bool = False,  # noqa: ARG002  (IN_ORDER changes nothing here)
+        one_entry_a_batch: bool = False,
     ) -> None:
+        """As `SplitRing`: *one_entry_a_batch* is for IN_ORDER."""
         self.memory, self.num, self.features = memory, num, features
+        self.one_entry_a_batch = one_entry_a_batch and features.in_order
         self.ring, self.driver, self.device = parts
         avail, used = base & 0xFFFF, base >> 16 or base & 0xFFFF
         self.next_avail = self._count(avail)
@@ -92,8 +94,16 @@ class PackedRing:
     # --- completing -------------------------------------------------------------------------
 
     def complete(self, chains: list[Chain], lengths: list[int]) -> None:
-        """Section 2.8.6: one used descriptor a chain, and then as many are skipped as it took."""
+        """Section 2.8.6: one used descriptor a chain, and then as many are skipped as it took.
+
+        In order one may do for a batch, with the id of its last chain.
+        """
         for chain, length in zip(chains, lengths, strict=True):
+            if self.one_entry_a_batch and self.unpublished and self.first:
+                self.memory.put_u16(self.first[0] + 12, chain.id)
+                self.unpublished += 1
+                self.next_used += chain.n_ring
+                continue
             at = self._at(self.next_used)
             flags = (AVAIL | USED if self._wrap(self.next_used) else 0) | (WRITE if length else 0)
             self.memory.write(at + 8, struct.pack("<IH", length, chain.id))

@@ -15,6 +15,7 @@ from typing import Any
 from vhostnet.native._jit import family, implements
 
 from .layout import COALESCING_TAP, GEN, LOOP, NULL, TAP, VHOST_NET_BATCH
+from .look_ahead import HEADERS, WHOLE_FRAME
 
 Record = Any
 #: What `backend_send` answers for a packet that `backend_flush` will tell of.
@@ -74,19 +75,27 @@ def _batch(bk: Record) -> int:  # noqa: ARG001
 
 
 @family
-def backend_reads_header(bk: Record) -> bool:
-    """Whether what is done with a packet depends on its bytes: they are then asked for ahead."""
+def backend_reads(bk: Record) -> int:
+    """How many bytes of a packet, from its beginning, decide what is done with it; 0: none.
+
+    They are asked for ahead.
+    """
     raise NotImplementedError
 
 
-@implements(backend_reads_header, TAP, COALESCING_TAP)
-def _reads_header(bk: Record) -> bool:  # noqa: ARG001
-    return True
+@implements(backend_reads, TAP)
+def _reads_headers(bk: Record) -> int:  # noqa: ARG001
+    return HEADERS
 
 
-@implements(backend_reads_header, NULL, GEN, LOOP)
-def _reads_nothing(bk: Record) -> bool:  # noqa: ARG001
-    return False
+@implements(backend_reads, COALESCING_TAP)
+def _reads_all(bk: Record) -> int:  # noqa: ARG001
+    return WHOLE_FRAME
+
+
+@implements(backend_reads, NULL, GEN, LOOP)
+def _reads_nothing(bk: Record) -> int:  # noqa: ARG001
+    return 0
 
 
 @family

@@ -8,7 +8,7 @@ old DHCP clients that read raw frames do not.
 
 from __future__ import annotations
 
-from vhostnet.native._jit import helper
+from vhostnet.native._jit import helper, hot
 from vhostnet.native.ordering import load_i64_at, load_relaxed_u16, load_u8, store_u8
 from vhostnet.uapi.virtio import (
     VIRTIO_NET_HDR_F_DATA_VALID,
@@ -21,7 +21,7 @@ from vhostnet.uapi.virtio import (
 )
 
 
-@helper
+@hot
 def fold(total: int) -> int:
     """A ones' complement sum of 16 bits, from one of up to 62."""
     total = (total & 0xFFFFFFFF) + (total >> 32)
@@ -30,13 +30,13 @@ def fold(total: int) -> int:
     return (total & 0xFFFF) + (total >> 16)
 
 
-@helper
+@hot
 def swap16(value: int) -> int:
     """16 bits with their bytes exchanged."""
     return (value >> 8) | ((value & 0xFF) << 8)
 
 
-@helper
+@hot
 def sum_of(hva: int, size: int) -> int:
     """The ones' complement sum of *size* bytes as little-endian words, not folded.
 

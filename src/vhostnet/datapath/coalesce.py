@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vhostnet.native._jit import helper
+from vhostnet.native._jit import helper, hot
 from vhostnet.native.libc_raw import copy_bytes
 from vhostnet.native.ordering import load_i64_at, load_u8, store_relaxed_u16, store_u8
 from vhostnet.uapi.virtio import (
@@ -65,7 +65,7 @@ _NOT_LEN = ~0xFFFF0000  # bytes 18 and 19 of 16 .. 23: IPv6's length
 _NOT_PSH = ~(_TCP_PSH << 40)  # in byte 13 of 8 .. 15 of TCP
 
 
-@helper
+@hot
 def be16(hva: int) -> int:
     """A big-endian u16 of private memory."""
     return (load_u8(hva) << 8) | load_u8(hva + 1)
@@ -77,13 +77,13 @@ def _put_be16(hva: int, value: int) -> None:
     store_u8(hva + 1, value & 0xFF)
 
 
-@helper
+@hot
 def _differ(a: int, b: int, at: int) -> int:
     """The bits in which eight bytes at offset *at* differ."""
     return load_i64_at(a, at) ^ load_i64_at(b, at)
 
 
-@helper
+@hot
 def find_tcp(frame_hva: int, frame_len: int) -> int:
     """Where the TCP header of a frame begins, NOT_TCP or UNCLEAR.
 
@@ -117,7 +117,7 @@ def find_tcp(frame_hva: int, frame_len: int) -> int:
     return NOT_TCP
 
 
-@helper
+@hot
 def headers_of_mergeable(frame_hva: int, frame_len: int, tcp: int) -> int:
     """Bytes of headers of a segment that GRO would look at; 0: it goes out as it is.
 
@@ -146,20 +146,20 @@ def headers_of_mergeable(frame_hva: int, frame_len: int, tcp: int) -> int:
     return headers if be16(tcp_hva + _URGENT) == 0 else 0
 
 
-@helper
+@hot
 def is_pushed(frame_hva: int, tcp: int) -> bool:
     """Whether the segment has PSH."""
     return load_u8(frame_hva + tcp + _FLAGS) & _TCP_PSH != 0
 
 
-@helper
+@hot
 def sequence_of(frame_hva: int, tcp: int) -> int:
     """The segment's sequence number."""
     at = frame_hva + tcp + _SEQ
     return (be16(at) << 16) | be16(at + 2)
 
 
-@helper
+@hot
 def flow_hash(frame_hva: int, tcp: int) -> int:
     """At least 16 bits of a hash of addresses and ports, not negative."""
     ports = load_i64_at(frame_hva, tcp) & _LOW_32
@@ -175,7 +175,7 @@ def flow_hash(frame_hva: int, tcp: int) -> int:
     return ((ports * 0x9E3779) ^ (addresses * 0x85EBCB)) >> 20
 
 
-@helper
+@hot
 def is_same_flow(a: int, b: int, tcp: int) -> bool:
     """Whether two frames with TCP at *tcp*, the second perhaps elsewhere, are of one flow."""
     if (load_u8(a + _IP) ^ load_u8(b + _IP)) >> 4:
@@ -188,7 +188,7 @@ def is_same_flow(a: int, b: int, tcp: int) -> bool:
     return differ == 0
 
 
-@helper
+@hot
 def goes_on(first: int, frame_hva: int, tcp: int, headers: int, n: int) -> bool:
     """Whether a frame's headers are those of the *n*th segment behind *first*, of the same flow.
 
@@ -206,7 +206,7 @@ def goes_on(first: int, frame_hva: int, tcp: int, headers: int, n: int) -> bool:
     return differ == 0
 
 
-@helper
+@hot
 def _pseudo_header(frame_hva: int, tcp: int, tcp_len: int) -> int:
     """The sum of TCP's pseudo header, as `sum_of`."""
     if tcp == TCP_IN_IPV4:
@@ -216,7 +216,7 @@ def _pseudo_header(frame_hva: int, tcp: int, tcp_len: int) -> int:
     return total + swap16(tcp_len) + swap16(_IPPROTO_TCP)
 
 
-@helper
+@hot
 def checksum_is_right(
     frame_hva: int, frame_len: int, tcp: int, headers: int, payload_sum: int
 ) -> bool:

@@ -182,6 +182,8 @@ _VRING_WORKER = (
     # a kick came since the last run, and when; 0: it has brought something, or nothing
     "kicked",
     "kick_ns",
+    # chains that the last run took; 0: the driver has been waited for since
+    "run_chains",
 )
 
 _SPLIT = (

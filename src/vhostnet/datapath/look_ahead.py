@@ -4,9 +4,10 @@ A buffer was last touched by the driver's processor.  Ours has to ask for each l
 100 ns, and no processor looks so far ahead by itself.  What is read of the guest here is only a
 hint: it is read again, and checked, when the chain's turn comes.
 
-That is worth it for buffers that are written to, and for packets whose header decides what is done
-with them.  Where a packet is only copied away, and for descriptors, it made nothing faster
-(docs/benchmarks.md has what was tried).
+That is worth it for buffers that are written to, and for packets whose bytes decide what is done
+with them.  Where a packet is only copied away it is worth it in a packed ring, whose next
+descriptors are at hand; in a split one, with two more lines to look at, it made nothing faster, nor
+did asking for descriptors (docs/benchmarks.md has what was tried).
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from .layout import (
 Record = Any
 #: Chains between the one that is worked on and the one whose buffer is fetched.
 BUFFERS_AHEAD = 6
-#: of a buffer; the processor goes on by itself behind so many.
+#: of a buffer that is copied to or from; the processor goes on by itself behind so many.
 MOST_BYTES = 512
 CACHE_LINE = 64
-#: Of a packet that is read: the header, those of the frame, and a small frame whole.
+#: virtio_net_hdr and the headers of a frame, and a small frame whole.
 HEADERS = 128
+#: An Ethernet frame of 1514 bytes, and its virtio_net_hdr.
+WHOLE_FRAME = 1536
 
 
 @family
@@ -58,7 +61,7 @@ def _fetch_mapped(mem: Any, vq: Record, gpa: int, need: int, access: int) -> Non
     if offset < 0 or offset >= int(mem[i]["size"]):
         return
     hva = int(mem[i]["hva"]) + offset
-    for at in range(0, min(need, MOST_BYTES) + CACHE_LINE - 1, CACHE_LINE):
+    for at in range(0, need + CACHE_LINE - 1, CACHE_LINE):
         if access == VHOST_ACCESS_WO:
             prefetch_write(hva + at)
         else:
@@ -93,6 +96,22 @@ def _look_ahead_split(vq: Record, mem: Any, need: int, access: int) -> None:
         _fetch_buffer(mem, vq, load_relaxed_i64(desc_hva), min(need, length), access)
         n += 1
     vq["fetch_idx"] = (last + n) & 0xFFFF
+
+
+@family
+def copied_ahead(vq: Record) -> int:
+    """How many bytes of a packet that is only copied are worth asking for ahead; 0: none."""
+    raise NotImplementedError
+
+
+@implements(copied_ahead, PACKED_VRING)
+def _copied_ahead_packed(vq: Record) -> int:  # noqa: ARG001
+    return HEADERS
+
+
+@implements(copied_ahead, SPLIT_VRING, REMOTE_VRING, REMOTE_PACKED_VRING)
+def _copied_ahead_split(vq: Record) -> int:  # noqa: ARG001
+    return 0
 
 
 @implements(look_ahead, REMOTE_VRING, REMOTE_PACKED_VRING)

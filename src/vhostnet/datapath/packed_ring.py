@@ -17,8 +17,10 @@ the rest of the chain is read; used descriptors are written before the first one
 barrier); the flags are visible before the driver's event area is read (full barrier); our event
 area is visible before the ring is looked at again (full barrier).
 
-With IN_ORDER every chain still gets a used descriptor of its own, which the specification
-allows; NOTIFY_ON_EMPTY does not exist here.
+With IN_ORDER one used descriptor answers for a whole batch of the transmit ring: it stands where
+the first chain of the batch stood and has the id of the last one.  Chains of a receive ring, for
+their lengths, and those of copied parts get one each, which the specification allows.
+NOTIFY_ON_EMPTY does not exist here.
 
 The parts may be copies of the owner's memory (REMOTE_PACKED_VRING): then the names of
 `ring_access` bring them up to date and carry them over; else they are nothing.
@@ -28,7 +30,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vhostnet.native._jit import helper, implements
+from vhostnet.native._jit import helper, hot, implements
 from vhostnet.native.ordering import (
     load_acquire_u16,
     load_relaxed_i64,
@@ -220,15 +222,14 @@ def _discard_vq_desc(vq: Record, n: int, n_descs: int) -> None:  # noqa: ARG001
     forget_ring(vq)
 
 
-@implements(add_used, REMOTE_PACKED_VRING)
-@implements(add_used, PACKED_VRING, is_hot=True)
-def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
+@hot
+def _write_used(vq: Record, head: int, length: int) -> None:
+    """Write a used descriptor at the used position; the first of a batch without its flags."""
     pos = int(vq["used_pos"])
-    wrap = int(vq["used_wrap"])
     hva = int(vq["ring_hva"]) + pos * VRING_DESC_SIZE
     store_relaxed_u32(hva + DESC_LEN, length)
     store_relaxed_u16(hva + DESC_ID, head)
-    flags = AVAIL_BIT | USED_BIT if wrap else 0
+    flags = AVAIL_BIT | USED_BIT if int(vq["used_wrap"]) else 0
     if length > 0:
         flags |= VRING_DESC_F_WRITE
     if int(vq["done_idx"]) == 0:
@@ -238,12 +239,33 @@ def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
         smp_wmb()
         store_relaxed_u16(hva + DESC_FLAGS, flags)
     put_used_entry(vq, pos)
+
+
+@hot
+def _pass_used(vq: Record, n: int, n_descs: int) -> None:
+    """*n* chains of *n_descs* descriptors are answered for."""
     vq["done_idx"] += n
-    pos += n_descs
+    pos = int(vq["used_pos"]) + n_descs
     if pos >= int(vq["packed_num"]):
-        vq["used_wrap"] = wrap ^ (_laps(vq, pos) & 1)
+        vq["used_wrap"] ^= _laps(vq, pos) & 1
         pos %= int(vq["packed_num"])
     vq["used_pos"] = pos
+
+
+@implements(add_used, REMOTE_PACKED_VRING)
+def _add_used_each(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
+    _write_used(vq, head, length)
+    _pass_used(vq, n, n_descs)
+
+
+@implements(add_used, PACKED_VRING, is_hot=True)
+def _add_used(vq: Record, head: int, length: int, n: int, n_descs: int) -> None:
+    if vq["one_used_a_batch"] and int(vq["done_idx"]) > 0:
+        first_hva = int(vq["ring_hva"]) + int(vq["first_pos"]) * VRING_DESC_SIZE
+        store_relaxed_u16(first_hva + DESC_ID, head)
+    else:
+        _write_used(vq, head, length)
+    _pass_used(vq, n, n_descs)
 
 
 @helper

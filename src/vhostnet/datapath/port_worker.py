@@ -36,6 +36,7 @@ from .layout import (
     WORK_TX_KICK,
     WORK_TX_NET,
 )
+from .linger import linger
 from .port import handle_port
 from .vring_ops import signal_used
 from .work import work_queue, work_take
@@ -185,6 +186,8 @@ def port_worker(
         timeout_ms = 0
         if int(worker["n_work"]) == 0:
             stop = _busy_poll(worker, rx, tx, back_rx, back_tx, link)
+            if int(worker["n_work"]) == 0 and stop == 0:
+                linger(tx, back_tx, worker)
             if int(worker["n_work"]) == 0 and stop == 0:
                 _prepare_to_wait(worker, tx, back_tx)
                 if int(worker["n_work"]) == 0:

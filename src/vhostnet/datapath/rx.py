@@ -15,7 +15,7 @@ from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY, RING_TOO_MANY_IOVS
 from .counting import end_run, publish
 from .dirty_log_raw import log_data
 from .layout import UIO_MAXIOV, VHOST_ACCESS_WO, VHOST_NET_BATCH, WORK_RX_NET
-from .look_ahead import look_ahead
+from .look_ahead import MOST_BYTES, look_ahead
 from .ring_access import deliver
 from .vring_ops import (
     add_used,
@@ -63,7 +63,7 @@ def get_rx_bufs(vq: Record, mem: Any, iov: Any, heads: Any, need: int) -> tuple[
     n_descs = 0
     n_iov = 0
     room = 0
-    look_ahead(vq, mem, need, VHOST_ACCESS_WO)
+    look_ahead(vq, mem, min(need, MOST_BYTES), VHOST_ACCESS_WO)
     while room < need:
         if n_heads >= UIO_MAXIOV:
             discard_vq_desc(vq, n_heads, n_descs)

@@ -12,7 +12,7 @@ from .backend_ops import (
     HELD,
     backend_batch,
     backend_flush,
-    backend_reads_header,
+    backend_reads,
     backend_send,
 )
 from .capture import (
@@ -26,7 +26,7 @@ from .codes import HANDLED, HANDLED_BACKEND_GONE, RING_EMPTY
 from .counting import count_drop, end_run, publish
 from .iov import iov_byte
 from .layout import IOVEC_SIZE, MAX_FRAME, VHOST_ACCESS_RO, WORK_TX_KICK, WORK_TX_NET
-from .look_ahead import HEADERS, look_ahead
+from .look_ahead import copied_ahead, look_ahead
 from .vring_ops import (
     add_used,
     disable_notify,
@@ -79,6 +79,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
     hdr_len = int(vq["hdr_len"])
     has_gso_type = hdr_len > VNET_HDR_GSO_TYPE
     capture_hva = int(vq["capture_hva"])
+    reads = max(backend_reads(bk), copied_ahead(vq))
     taken = 0
     taken_bytes = 0
     outcome = _flush(worker, vq, bk)  # of an earlier run
@@ -92,8 +93,8 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
             if flushed < 0:
                 break
             outcome = max(outcome, flushed)
-        if backend_reads_header(bk):
-            look_ahead(vq, mem, HEADERS, VHOST_ACCESS_RO)
+        if reads > 0:
+            look_ahead(vq, mem, reads, VHOST_ACCESS_RO)
         head, n_out, n_in, out_len, _in_len = get_vq_desc(vq, mem, iov, 1)
         if head < 0:
             # Completions first: the driver may wait for them before it kicks again.

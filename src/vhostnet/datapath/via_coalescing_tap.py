@@ -30,7 +30,7 @@ from __future__ import annotations
 import errno
 from typing import Any
 
-from vhostnet.native._jit import helper, implements
+from vhostnet.native._jit import helper, hot, implements
 from vhostnet.native.libc_raw import copy_bytes
 from vhostnet.native.ordering import load_i64_at, load_u8, store_i64
 from vhostnet.uapi.virtio import VNET_HDR_FLAGS, VNET_HDR_GSO_TYPE
@@ -87,7 +87,7 @@ _SEGMENT_N = field_offset(SEGMENT, "segment_n")
 _SEGMENT_TOTAL = field_offset(SEGMENT, "segment_total")
 
 
-@helper
+@hot
 def is_no_room(result: int) -> bool:
     """Whether a backend's answer means: the same again, later."""
     return result == -EAGAIN or result == -ENOMEM or result == -ENOBUFS
@@ -96,18 +96,18 @@ def is_no_room(result: int) -> bool:
 # --- what is held ------------------------------------------------------------------------------
 
 
-@helper
+@hot
 def _segment(bk: Record, k: int) -> int:
     return int(bk["segments_hva"]) + k * _SEGMENT_SIZE
 
 
-@helper
+@hot
 def _headers_of(bk: Record, k: int) -> int:
     """Our address of a held segment's virtio_net_hdr and headers."""
     return int(bk["held_hdr_hva"]) + k * COALESCE_ROOM
 
 
-@helper
+@hot
 def _pieces_of(bk: Record, k: int) -> int:
     return int(bk["held_pieces_hva"]) + k * COALESCE_PIECES * IOVEC_SIZE
 
@@ -119,7 +119,7 @@ def _flow_in_order(bk: Record, k: int) -> int:
     return int(bk["flows_hva"]) + slot * _FLOW_SIZE
 
 
-@helper
+@hot
 def _find_flow(bk: Record, frame_hva: int, tcp: int, hash_of_it: int) -> tuple[int, int]:
     """(hva, slot) of the flow of a segment, or of a free slot for it."""
     slot = hash_of_it & (COALESCE_SLOTS - 1)
@@ -145,7 +145,7 @@ def _forget_flows(bk: Record) -> None:
     bk["n_segments"] = 0
 
 
-@helper
+@hot
 def _take_pieces(bk: Record, k: int, iov_hva: int, n: int, skip: int) -> tuple[int, int]:
     """Note where segment *k*'s payload lies, and sum it up.
 
@@ -180,7 +180,7 @@ def _take_pieces(bk: Record, k: int, iov_hva: int, n: int, skip: int) -> tuple[i
     return found, total
 
 
-@helper
+@hot
 def _hold(bk: Record, flow: int, k: int, n_pieces: int, total: int) -> None:
     """Make segment *k* the last of its flow."""
     store_i64(_segment(bk, k) + _SEGMENT_NEXT, -1)
@@ -380,7 +380,7 @@ def _empty_stash(bk: Record) -> int:
 # --- what the handlers ask -----------------------------------------------------------------------
 
 
-@helper
+@hot
 def _copy_front(iov_hva: int, n: int, dst_hva: int, size: int) -> None:
     """Copy up to *size* bytes of a packet, as `_send_or_hold` has it, to *dst_hva*."""
     done = 0
@@ -392,7 +392,7 @@ def _copy_front(iov_hva: int, n: int, dst_hva: int, size: int) -> None:
         done += piece
 
 
-@implements(backend_send, COALESCING_TAP)
+@implements(backend_send, COALESCING_TAP, is_hot=True)
 def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> int:
     # Addresses and no array for all that is not simple: Numba counts references of arrays, with
     # atomic instructions, wherever it does not see through the flow of control.
@@ -402,7 +402,7 @@ def _send(bk: Record, iov: Any, at: int, n: int, hdr_len: int, total: int) -> in
     return result
 
 
-@helper
+@hot
 def _send_or_hold(bk: Record, iov_hva: int, n: int, hdr_len: int, total: int) -> int:
     """Hold a packet, or write what has to go before it.
 
@@ -488,7 +488,7 @@ def _send_or_hold(bk: Record, iov_hva: int, n: int, hdr_len: int, total: int) ->
     return HELD
 
 
-@helper
+@hot
 def _is_next(
     bk: Record, flow: int, frame_hva: int, tcp: int, headers: int, payload: int, held: int
 ) -> bool:

@@ -16,6 +16,7 @@ eventfd asks it to stop or something happens that Python should log.
         Caveats:     rings and memory may be changed by nobody else
     SPINNING  nothing queued, busy polling on: rings and epoll are looked at for a while
         Operations:  a ring that changed, or any edge, queues work
+    LINGERING the driver has just sent a batch: it gets a moment to send more (see `linger`)
     WAITING   kicks were asked for, everything is signalled; in epoll_wait
         Operations:  any edge queues work and wakes us
     PARKED    this kernel has returned; see device/worker.py
@@ -76,6 +77,7 @@ from .layout import (
     WORK_TX_KICK,
     WORK_TX_NET,
 )
+from .linger import linger
 from .rx import handle_rx
 from .tx import handle_tx
 from .vring_ops import disable_notify, enable_notify, signal_used
@@ -301,6 +303,8 @@ def vhost_worker(
             else:
                 looked = False
                 stop = busy_poll(worker, rx, tx, rx_bk, tx_bk)
+                if int(worker["n_work"]) == 0 and stop == 0:
+                    linger(tx, rx, worker)
                 if int(worker["n_work"]) == 0 and stop == 0:
                     prepare_to_wait(worker, rx, tx)
                     if int(worker["n_work"]) == 0:

@@ -232,9 +232,10 @@ class Vring:
         vq["event_idx"] = features >> VIRTIO_RING_F_EVENT_IDX & 1
         vq["notify_on_empty"] = features >> VIRTIO_F_NOTIFY_ON_EMPTY & 1
         vq["log_all"] = features >> VHOST_F_LOG_ALL & 1
-        # a packed ring completes one by one, which IN_ORDER allows
-        vq["in_order"] = features >> VIRTIO_F_IN_ORDER & 1 and not self.format.is_packed
-        vq["one_used_a_batch"] = vq["in_order"] and self.index == VHOST_NET_VQ_TX
+        in_order = bool(features >> VIRTIO_F_IN_ORDER & 1)
+        # a packed receive ring completes one by one, which IN_ORDER allows
+        vq["in_order"] = in_order and not self.format.is_packed
+        vq["one_used_a_batch"] = in_order and self.index == VHOST_NET_VQ_TX
 
     def _format_of(self, is_packed: bool) -> RingFormat:
         if self._stage is None:
