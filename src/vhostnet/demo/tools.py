@@ -54,7 +54,10 @@ def require(tool: str) -> str:
 
 def cache_dir(*parts: str) -> Path:
     """Return (and make) a folder below the user's cache folder for vhostnet."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    try:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as err:
+        raise HostError("this user has no home: set XDG_CACHE_HOME to a folder") from err
     path = Path(base, "vhostnet", *parts)
     try:
         path.mkdir(parents=True, exist_ok=True)
