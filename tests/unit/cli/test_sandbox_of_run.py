@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from cuse_kernel import children_of
+from host import RUNS_TREES
 from oracle.lab import Tap, describe, frame
 from oracle.namespace import Namespace, NoNamespace
 from serve_process import PATIENCE_S, READY_S, wait_until
@@ -27,7 +28,10 @@ from vhostnet.frontdoors.seccomp.tree_acts import is_below
 from vhostnet.native._jit import JIT_ENABLED
 from vhostnet.uapi import tun
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes a TAP, and takes rights away")
+pytestmark = [
+    RUNS_TREES,
+    pytest.mark.skipif(os.geteuid() != 0, reason="makes a TAP, and takes rights away"),
+]
 TESTS = Path(__file__).parents[2]
 HDR = 12
 PROGRAM = ("-m", "vhostnet")
@@ -49,7 +53,7 @@ with NetDriver(
 ) as driver:
     driver.start()
     driver.send(frame(1))
-    assert driver.receive(timeout=20.0) == frame(2)
+    assert driver.receive(timeout=60.0) == frame(2)
     print("both ways", flush=True)
     for line in sys.stdin:
         word, *rest = line.split()
