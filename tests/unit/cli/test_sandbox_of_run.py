@@ -205,7 +205,9 @@ def test_the_supervisor_holds_nothing_of_the_callers(tap: Tap) -> None:
     for process in ("vhostnet-run", "vhost-opener"):
         folder = Path(f"/proc/{run.named(process)}/fd")
         assert name not in [os.readlink(fd) for fd in folder.iterdir()], process
-    status = Path(f"/proc/{run.named('vhost-opener')}/status").read_text()
+    opener = run.named("vhost-opener")
+    assert os.getsid(opener) == opener  # no terminal reaches it
+    status = Path(f"/proc/{opener}/status").read_text()
     assert "NoNewPrivs:\t1" in status
     assert "Seccomp:\t2" in status
     run.end()
