@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from cuse_kernel import STANDS_IN, CuseKernel, CuseTransport, children_of, stop
+from host import TAKES_DESCRIPTORS
 from oracle.lab import Tap, describe, frame
 from oracle.namespace import Namespace, NoNamespace
 from serve_process import wait_until
@@ -192,6 +193,7 @@ def is_readable(fd: int) -> bool:
     return bool(select.select([fd], [], [], 0)[0])
 
 
+@TAKES_DESCRIPTORS
 def test_what_could_hold_it_up_is_closed_by_the_opener(
     chardev: Callable[..., CuseKernel], tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from host import TAKES_DESCRIPTORS
 from vhostnet.cli import sandbox
 from vhostnet.confinement import acts, capabilities
 from vhostnet.confinement.policy import Policy
@@ -185,6 +186,7 @@ def test_a_path_of_a_process_begins_at_its_root_its_folder_or_a_descriptor(start
     assert "no place to begin at" in refused(policy, "identify_folder", os.getpid(), start, "/")
 
 
+@TAKES_DESCRIPTORS
 def test_only_unix_sockets_are_taken_as_such():
     policy = Policy(processes=lambda _tid: True)
     reader, writer = os.pipe()
