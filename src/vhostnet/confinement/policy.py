@@ -107,6 +107,8 @@ class Policy:
         return sum(1 << number for number in wanted)
 
     def may_look_into(self, tid: int, *_: object) -> None:
+        if self._is_own(tid):  # whatever it has open: its memory is code that it may not change
+            raise HostError(f"thread {tid} is the daemon's own", errno.EPERM)
         if self.processes is not None and self.processes(tid):
             return
         if not os.path.isdir(f"/proc/{tid}"):
@@ -147,6 +149,10 @@ class Policy:
     def may_look_up(self, _name: str) -> None:
         if self.config is None:
             raise HostError("there is no --config that could name a group", errno.EPERM)
+
+    def _is_own(self, tid: int) -> bool:
+        """Whether a thread is of the sealed process, or of who does this for it."""
+        return any(os.path.isdir(f"/proc/{pid}/task/{tid}") for pid in (self.sealed, os.getpid()))
 
     def _check_directory(self, path: str, allowed: frozenset[str]) -> None:
         if not os.path.isabs(path):  # whose folder it would be in is not known here

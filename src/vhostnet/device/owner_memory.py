@@ -24,9 +24,7 @@ from __future__ import annotations
 import bisect
 import errno
 import os
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from vhostnet.errors import HostError, PeerError, reason_of
 from vhostnet.uapi.vhost import MemoryRegion
@@ -34,27 +32,11 @@ from vhostnet.uapi.vhost import MemoryRegion
 from .kernel_verbs import without_overlaps
 from .memory import USER_LIMIT, Mapping, MemoryTable, Region, drop_unheld, map_region
 from .owner_files import open_mapped_file, open_memory
+from .owner_maps import Vma, shared_vmas
 from .vring import RemoteOwner
 
 #: What a region of size 0 at gpa 0 means, cut to what a signed address can say.
 _EVERYTHING = (1 << 63) - 1
-#: The kernel gives whole lines, about a page of them.
-_A_READ = 1 << 16
-_MAPS_LINE = re.compile(
-    r"(?P<start>[0-9a-f]+)-(?P<end>[0-9a-f]+) (?P<perms>.{4}) (?P<offset>[0-9a-f]+) "
-    r"(?P<major>[0-9a-f]+):(?P<minor>[0-9a-f]+) (?P<inode>\d+)"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Vma:
-    """One line of /proc/PID/maps that is shared, readable and writable."""
-
-    start: int
-    end: int
-    offset: int
-    dev: int
-    inode: int
 
 
 class OwnerMemory:
@@ -196,7 +178,10 @@ class OwnerMemory:
         Neighbours that go on in the same file count as one (guests' memory that was split by
         mprotect or madvise).
         """
-        vmas = list(_shared_vmas(self._maps_fd))
+        try:
+            vmas = list(shared_vmas(self._maps_fd))
+        except OSError as e:  # it has ended
+            raise PeerError(f"the maps of the owner: {e.strerror}", errno.EFAULT) from e
         at = bisect.bisect_right([v.start for v in vmas], uva) - 1
         nowhere = PeerError(f"{uva:#x} of process {self.pid} is not shared", errno.EFAULT)
         if at < 0:
@@ -211,33 +196,6 @@ class OwnerMemory:
         if not first.start <= uva or end < uva + size:
             raise nowhere
         return first
-
-
-def _shared_vmas(maps_fd: int) -> Iterator[Vma]:
-    """By address."""
-    for line in _text_of(maps_fd).splitlines():
-        m = _MAPS_LINE.match(line)
-        if m and m["perms"].startswith("rw") and m["perms"][3] == "s":
-            dev = os.makedev(int(m["major"], 16), int(m["minor"], 16))
-            yield Vma(
-                int(m["start"], 16),
-                int(m["end"], 16),
-                int(m["offset"], 16),
-                dev,
-                int(m["inode"]),
-            )
-
-
-def _text_of(maps_fd: int) -> str:
-    """As of now; nothing, if the owner has run another program."""
-    text = b""
-    try:
-        os.lseek(maps_fd, 0, os.SEEK_SET)
-        while piece := os.read(maps_fd, _A_READ):
-            text += piece
-    except OSError as e:  # it has ended
-        raise PeerError(f"the maps of the owner: {e.strerror}", errno.EFAULT) from e
-    return text.decode("ascii", errors="replace")
 
 
 def _size_of(region: MemoryRegion) -> int:

@@ -15,28 +15,22 @@ Source: Linux fs/fuse/dir.c fuse_update_get_attr(), file.c fuse_flush(), fuse_sy
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
 import stat
-import struct
 import threading
 
+from vhostnet.device.files_of_others import look_at
 from vhostnet.errors import PeerError
 
-OPENER_SYSCALLS = ("openat", "readlink", "readlinkat", "statx", "getsockname", "getsockopt")
+OPENER_SYSCALLS = ("openat", "readlink", "readlinkat", "getsockname", "getsockopt")
 
 #: Threads that close something at once; nobody honest has any.
 MAX_CLOSING = 256
 
-_AT_FDCWD, _AT_EMPTY_PATH, _AT_STATX_DONT_SYNC = -100, 0x1000, 0x4000
-_STATX_TYPE, _STATX_SIZE = 1, 256
-# of struct statx: stx_mode; stx_rdev_major, stx_rdev_minor
-_MODE, _RDEV = struct.Struct("=28xH"), struct.Struct("=128xII")
 _TUN = (10, 200)
 _TAPS = ("macvtap", "ipvtap")
-_libc = ctypes.CDLL(None, use_errno=True)
 _closing = threading.BoundedSemaphore(MAX_CLOSING)
 
 
@@ -72,10 +66,10 @@ def _is_of_use(fd: int) -> bool:
         return False
     if name.startswith("anon_inode:"):
         return name == "anon_inode:[eventfd]"
-    mode, device = _what(fd)
-    if stat.S_ISSOCK(mode):
+    file = look_at(fd)
+    if stat.S_ISSOCK(file.mode):
         return _domain(fd) == socket.AF_PACKET  # others may linger when they are closed
-    return stat.S_ISCHR(mode) and (device == _TUN or _subsystem(device) in _TAPS)
+    return stat.S_ISCHR(file.mode) and (file.number == _TUN or _subsystem(file.number) in _TAPS)
 
 
 def has_open(tid: int, device: tuple[int, int]) -> bool:
@@ -86,20 +80,10 @@ def has_open(tid: int, device: tuple[int, int]) -> bool:
     except OSError:
         return False
     for name in names:
-        mode, number = _what(_AT_FDCWD, f"{folder}/{name}")
-        if number == device and stat.S_ISCHR(mode):
+        file = look_at(path=f"{folder}/{name}")
+        if file.number == device and stat.S_ISCHR(file.mode):
             return True
     return False
-
-
-def _what(fd: int, path: str = "") -> tuple[int, tuple[int, int]]:
-    """(mode, number of the device) as far as the kernel itself knows; (0, …): it does not."""
-    answer = ctypes.create_string_buffer(_STATX_SIZE)
-    flags = _AT_STATX_DONT_SYNC | (0 if path else _AT_EMPTY_PATH)
-    if _libc.statx(fd, path.encode(), flags, _STATX_TYPE, answer) < 0:
-        return 0, (0, 0)
-    (mode,) = _MODE.unpack_from(answer)
-    return mode, _RDEV.unpack_from(answer)
 
 
 def _domain(fd: int) -> int:

@@ -17,7 +17,6 @@ not read or write is looked up first, and is EFAULT.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import fcntl
 import os
@@ -27,13 +26,12 @@ from types import TracebackType
 
 from vhostnet.confinement.acts import act
 from vhostnet.confinement.policy import Policy
+from vhostnet.device.files_of_others import take
 from vhostnet.device.owner_files import open_memory
 from vhostnet.errors import HostError, PeerError, reason_of
 
 from .foreign_file import harmless
 
-_libc = ctypes.CDLL(None, use_errno=True)
-_SYS_PIDFD_GETFD = 438
 #: pidfd_open(2): the thread, not its process.  Since Linux 6.9.
 _PIDFD_THREAD = os.O_EXCL
 
@@ -47,7 +45,7 @@ _PROCMAP_QUERY_SIZE = 104
 _PROCMAP_QUERY = 3 << 30 | _PROCMAP_QUERY_SIZE << 16 | ord("f") << 8 | 17
 _QUERY = struct.Struct("=6Q")
 IOCTLS = (_PROCMAP_QUERY,)
-OPENER_SYSCALLS = ("openat", "pidfd_open", "pidfd_getfd")
+OPENER_SYSCALLS = ("openat", "pidfd_open")
 _PAGE = os.sysconf("SC_PAGESIZE")
 #: The kernel gives whole lines, about a page of them.
 _A_READ = 1 << 16
@@ -67,26 +65,19 @@ def check_descriptors() -> None:
     """
     pidfd = os.pidfd_open(os.getpid())
     try:
-        ours, code = _pidfd_getfd(pidfd, pidfd)
+        os.close(take(pidfd, pidfd))
+    except OSError as e:
+        if e.errno == errno.ENOSYS:
+            raise HostError(
+                "pidfd_getfd is missing: Linux 5.6 has it, some containers hide it", e.errno
+            ) from e
+        raise HostError(
+            f"pidfd_getfd is forbidden here ({e.strerror}): a container's seccomp profile, "
+            "which Docker's --cap-add SYS_PTRACE makes wider",
+            e.errno or 0,
+        ) from e
     finally:
         os.close(pidfd)
-    if code == errno.ENOSYS:
-        raise HostError("pidfd_getfd is missing: Linux 5.6 has it, some containers hide it", code)
-    if code:
-        raise HostError(
-            f"pidfd_getfd is forbidden here ({os.strerror(code)}): a container's seccomp profile, "
-            "which Docker's --cap-add SYS_PTRACE makes wider",
-            code,
-        )
-    os.close(ours)
-
-
-def _pidfd_getfd(pidfd: int, fd: int) -> tuple[int, int]:
-    """(descriptor, errno)."""
-    ours: int = _libc.syscall(
-        ctypes.c_long(_SYS_PIDFD_GETFD), ctypes.c_int(pidfd), ctypes.c_int(fd), ctypes.c_uint(0)
-    )
-    return ours, ctypes.get_errno() if ours < 0 else 0
 
 
 @act(Policy.may_look_into)
@@ -119,12 +110,9 @@ def descriptor_of(tid: int, fd: int) -> int:
     """One for whatever open file is *fd* of thread *tid*; OSError."""
     pidfd = _open_pidfd(tid)
     try:
-        taken, code = _pidfd_getfd(pidfd, fd)
+        return take(pidfd, fd)
     finally:
         os.close(pidfd)
-    if code:
-        raise OSError(code, os.strerror(code))
-    return taken
 
 
 def _open_pidfd(tid: int) -> int:

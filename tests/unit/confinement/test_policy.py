@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -166,35 +171,120 @@ OF_PROCESSES = (
 )
 
 
+#: Has files of three kinds, to read only, and memory that is shared; waits.
+CALLER = """
+import mmap, os, sys
+shared = os.memfd_create("memory")
+os.ftruncate(shared, 8192)
+memory = mmap.mmap(shared, 8192)
+read_only = open(sys.argv[1], "rb")
+looked_at = mmap.mmap(read_only.fileno(), 4096, mmap.MAP_SHARED, mmap.PROT_READ)
+device = os.open("/dev/zero", os.O_RDWR)
+print(shared, device, flush=True)
+sys.stdin.read()
+"""
+
+
+@dataclass
+class Caller:
+    """A process that a door serves."""
+
+    pid: int
+    shared: int
+    device: int
+    path: Path
+
+    def lines(self, words: str) -> list[tuple[int, int, int, int]]:
+        """Mappings that are of such a file: start, end, device, inode."""
+        found = []
+        for line in Path(f"/proc/{self.pid}/maps").read_text().splitlines():
+            if words in line:
+                span, _, _, device, inode, *_ = line.split()
+                major, minor = (int(n, 16) for n in device.split(":"))
+                start, end = (int(a, 16) for a in span.split("-"))
+                found.append((start, end, os.makedev(major, minor), int(inode)))
+        return found
+
+
+@pytest.fixture
+def caller(tmp_path: Path) -> Iterator[Caller]:
+    path = tmp_path / "image"
+    path.write_bytes(bytes(4096))
+    with subprocess.Popen(
+        [sys.executable, "-c", CALLER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        shared, device = map(int, process.stdout.readline().split())
+        yield Caller(process.pid, shared, device, path)
+        process.stdin.close()
+
+
 @pytest.mark.parametrize(("name", "arguments"), OF_PROCESSES)
-def test_only_processes_of_the_door_are_looked_into(name, arguments):
-    ours = os.getpid()
-    assert "is not one that this daemon serves" in refused(Policy(), name, ours, *arguments)
-    policy = Policy(processes=lambda tid: tid == ours)
+def test_only_processes_of_the_door_are_looked_into(name, arguments, caller):
+    assert "is not one that this daemon serves" in refused(Policy(), name, caller.pid, *arguments)
+    policy = Policy(processes=lambda tid: tid == caller.pid)
     assert "is not one that this daemon serves" in refused(policy, name, 1, *arguments)
-    answer, fds = asked(policy, name, ours, *arguments)
+    answer, fds = asked(policy, name, caller.pid, *arguments)
     for fd in fds:
         os.close(fd)
     assert "is not one" not in str(answer)
 
 
+@pytest.mark.parametrize(("name", "arguments"), OF_PROCESSES)
+def test_the_daemon_itself_is_not_looked_into(name, arguments, caller):
+    policy = Policy(processes=lambda _tid: True)
+    for tid in (os.getpid(), threading.get_native_id()):
+        assert "the daemon's own" in refused(policy, name, tid, *arguments)
+    sealed = Policy(processes=lambda _tid: True, sealed=caller.pid)
+    assert "the daemon's own" in refused(sealed, name, caller.pid, *arguments)
+
+
+def test_memory_that_a_process_shares_is_opened_as_it_has_it(caller):
+    policy = Policy(processes=lambda tid: tid == caller.pid)
+    [line] = caller.lines("memfd:memory")
+    [fd] = done(policy, "open_mapped_file", caller.pid, *line)
+    status = os.fstat(fd)
+    assert (status.st_dev, status.st_ino) == line[2:]
+    assert fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+    os.close(fd)
+
+
+def test_a_file_that_a_process_may_only_read_is_not_opened(caller):
+    policy = Policy(processes=lambda tid: tid == caller.pid)
+    image = caller.path.stat()
+    [(start, end, *_)] = caller.lines("memfd:memory")
+    zero = os.stat("/dev/zero")
+    forged = [
+        *caller.lines("libc"),  # its code
+        *caller.lines("/image"),  # shared, to be read
+        (start, end, image.st_dev, image.st_ino),  # the file that is open, not the one mapped
+        (start, end, zero.st_dev, zero.st_ino),  # a device, which would be opened anew
+    ]
+    assert len(forged) > 3
+    for arguments in forged:
+        assert "no such memory" in refused(policy, "open_mapped_file", caller.pid, *arguments)
+    [(start, end, *file)] = caller.lines("memfd:memory")
+    for span in ((start, end + 4096), (start + 4096, end), (0, 1 << 47)):
+        assert "no such memory" in refused(policy, "open_mapped_file", caller.pid, *span, *file)
+
+
 @pytest.mark.parametrize(
     "start", ["", "exe", "fd/", "fd/-1", "fd/x", "root/..", "../1/root", "cwd\n"]
 )
-def test_a_path_of_a_process_begins_at_its_root_its_folder_or_a_descriptor(start):
+def test_a_path_of_a_process_begins_at_its_root_its_folder_or_a_descriptor(start, caller):
     policy = Policy(processes=lambda _tid: True)
-    assert "no place to begin at" in refused(policy, "identify_folder", os.getpid(), start, "/")
+    assert "no place to begin at" in refused(policy, "identify_folder", caller.pid, start, "/")
 
 
 @TAKES_DESCRIPTORS
 def test_only_unix_sockets_are_taken_as_such():
-    policy = Policy(processes=lambda _tid: True)
     reader, writer = os.pipe()
     with socket.socket() as inet, socket.socket(socket.AF_UNIX) as unix:
         for fd in (inet.fileno(), reader, writer):
-            assert asked(policy, "take_socket", os.getpid(), fd) == ({"value": 0}, [])
-        answer, [taken] = asked(policy, "take_socket", os.getpid(), unix.fileno())
-        assert answer["value"] == os.fstat(unix.fileno()).st_ino
+            assert tree_acts.take_socket(os.getpid(), fd) == (0, [])
+        inode, [taken] = tree_acts.take_socket(os.getpid(), unix.fileno())
+        assert inode == os.fstat(unix.fileno()).st_ino
         os.close(taken)
     os.close(reader)
     os.close(writer)
