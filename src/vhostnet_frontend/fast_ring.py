@@ -29,7 +29,7 @@ from .split_ring import SplitRing
 _QUANTUM = 32768
 _WAIT_MS = 10
 #: With a count and no deadline: give up when nothing has moved for so long.
-STALL_S = 5.0
+STALL_S = 30.0
 _STAMP_SIZE = 8
 #: Behind the addresses and the ethertype.
 _STAMP_OFFSET = 14

@@ -123,7 +123,7 @@ DOORS: dict[str, Callable[[pytest.FixtureRequest], OverSocket | OverIoctls]] = {
         "vhost-user",
         "run, private memory",
         "run, shared memory, packed",
-        pytest.param("run, private memory, packed", marks=LONG),
+        "run, private memory, packed",
         pytest.param("run, shared memory", marks=LONG),
     ]
 )

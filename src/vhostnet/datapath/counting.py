@@ -81,8 +81,8 @@ def publish(vq: Record) -> None:
 @helper
 def end_run(vq: Record, packets: int, chains: int) -> None:
     """A run of a handler is over, which moved or dropped *packets* and handed *chains* back."""
-    vq["run_chains"] = chains
     if chains > 0:
+        vq["run_chains"] = chains
         vq["kicks_avoided"] += chains - int(vq["kicked"])
         if packets > 0:
             observe(int(vq["batch_hva"]), BATCH_SHIFT, BATCH_BUCKETS, packets)

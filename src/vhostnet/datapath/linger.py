@@ -15,14 +15,7 @@ from vhostnet.native._jit import family, implements
 from vhostnet.native.libc_raw import monotonic_ns
 from vhostnet.native.ordering import cpu_relax
 
-from .layout import (
-    PACKED_VRING,
-    REMOTE_PACKED_VRING,
-    REMOTE_VRING,
-    SPLIT_VRING,
-    WORK_RX_KICK,
-    WORK_TX_KICK,
-)
+from .layout import PACKED_VRING, REMOTE_PACKED_VRING, REMOTE_VRING, SPLIT_VRING
 from .vring_ops import vq_avail_changed
 from .work import work_queue
 
@@ -33,13 +26,18 @@ LINGER_CHAINS = 32
 
 
 @family
-def linger(tx: Record, rx: Record, worker: Record) -> None:
-    """Wait, if *tx* ran empty after a batch; what either ring has then is queued."""
+def linger(tx: Record, other: Record, worker: Record, tx_item: int, other_item: int) -> None:
+    """Wait, if *tx* ran empty after a batch; what either ring has then is queued.
+
+    Args:
+        other: the other ring that the worker serves.
+        tx_item, other_item: WORK_* of a kick of the two.
+    """
     raise NotImplementedError
 
 
 @implements(linger, SPLIT_VRING, PACKED_VRING)
-def _linger(tx: Record, rx: Record, worker: Record) -> None:
+def _linger(tx: Record, other: Record, worker: Record, tx_item: int, other_item: int) -> None:
     if not tx["active"] or not tx["wants_kick"] or int(tx["run_chains"]) < LINGER_CHAINS:
         return
     tx["run_chains"] = 0
@@ -48,11 +46,13 @@ def _linger(tx: Record, rx: Record, worker: Record) -> None:
     while monotonic_ns(timespec_hva) < until_ns:
         cpu_relax()
     if vq_avail_changed(tx):
-        work_queue(worker, WORK_TX_KICK)
-    if rx["active"] and rx["wants_kick"] and vq_avail_changed(rx):
-        work_queue(worker, WORK_RX_KICK)
+        work_queue(worker, tx_item)
+    if other["active"] and other["wants_kick"] and vq_avail_changed(other):
+        work_queue(worker, other_item)
 
 
 @implements(linger, REMOTE_VRING, REMOTE_PACKED_VRING)
-def _linger_remote(tx: Record, rx: Record, worker: Record) -> None:
+def _linger_remote(
+    tx: Record, other: Record, worker: Record, tx_item: int, other_item: int
+) -> None:
     pass  # each look is a system call

@@ -187,7 +187,9 @@ def port_worker(
         if int(worker["n_work"]) == 0:
             stop = _busy_poll(worker, rx, tx, back_rx, back_tx, link)
             if int(worker["n_work"]) == 0 and stop == 0:
-                linger(tx, back_tx, worker)
+                linger(tx, back_tx, worker, WORK_TX_KICK, WORK_BACK_KICK)
+            if int(worker["n_work"]) == 0 and stop == 0:
+                linger(back_tx, tx, worker, WORK_BACK_KICK, WORK_TX_KICK)
             if int(worker["n_work"]) == 0 and stop == 0:
                 _prepare_to_wait(worker, tx, back_tx)
                 if int(worker["n_work"]) == 0:

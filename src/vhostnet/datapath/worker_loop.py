@@ -304,7 +304,7 @@ def vhost_worker(
                 looked = False
                 stop = busy_poll(worker, rx, tx, rx_bk, tx_bk)
                 if int(worker["n_work"]) == 0 and stop == 0:
-                    linger(tx, rx, worker)
+                    linger(tx, rx, worker, WORK_TX_KICK, WORK_RX_KICK)
                 if int(worker["n_work"]) == 0 and stop == 0:
                     prepare_to_wait(worker, rx, tx)
                     if int(worker["n_work"]) == 0:

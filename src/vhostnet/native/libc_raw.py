@@ -18,6 +18,8 @@ from typing import Any
 from numba import types
 from numba.extending import overload
 
+from vhostnet.errors import HostError
+
 from .ordering import load_relaxed_i32, load_relaxed_i64, store_i64
 
 _POLLIN, _POLLOUT = 1, 4
@@ -157,8 +159,11 @@ def copy_bytes(dst_hva: int, src_hva: int, size: int) -> None:
 
 
 _i32, _i64 = types.int32, types.int64
-#: asm/unistd_64.h of x86-64; of all that came later, asm-generic/unistd.h.
-_SYS_READ, _SYS_WRITE, _SYS_WRITEV = (0, 1, 20) if platform.machine() == "x86_64" else (63, 64, 66)
+_GENERIC = 63, 64, 66  # asm-generic/unistd.h
+_NUMBERS = {"x86_64": (0, 1, 20), "aarch64": _GENERIC, "riscv64": _GENERIC}
+if platform.machine() not in _NUMBERS:
+    raise HostError(f"the data path does not know the system calls of {platform.machine()}")
+_SYS_READ, _SYS_WRITE, _SYS_WRITEV = _NUMBERS[platform.machine()]
 _c_syscall: Any = types.ExternalFunction("syscall", _i64(_i64, _i64, _i64, _i64))
 _c_pread: Any = types.ExternalFunction("pread", _i64(_i32, _i64, _i64, _i64))
 _c_pwrite: Any = types.ExternalFunction("pwrite", _i64(_i32, _i64, _i64, _i64))
