@@ -10,12 +10,14 @@ descriptors:
 An OSError, HostError or UsageError that it raises is raised where it was called.
 
 On the wire, one packet a request, [name, arguments], and one packet an answer, {"value": ...} with
-its descriptors or {"error": kind, "errno": ..., "text": ...}. The opener takes nothing from the
-sealed process but these bytes.
+its descriptors or {"error": kind, "errno": ..., "text": ...}; before each a number, which tells the
+answer that is awaited from one that was given up. The opener takes nothing from the sealed process
+but these bytes.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -36,7 +38,9 @@ OPENER_SYSCALLS = ("sendmsg", "recvfrom")
 #: Bytes of a message.
 MAX_MESSAGE = 1 << 16
 MAX_FDS = 8
-#: How long the opener may take; what it does does not wait for anybody.
+#: Of the number before a message.
+NUMBER_BYTES = 8
+#: How long the opener may take; what may wait for somebody else does so aside, and is given up.
 PATIENCE_S = 10.0
 
 P = ParamSpec("P")
@@ -52,6 +56,7 @@ class Act:
         kinds: what each argument may be.
         permitted: raises HostError if the policy does not allow it with these arguments.
         done: told of the value and the arguments.
+        may_wait: for a file system of somebody else's.
     """
 
     name: str
@@ -59,6 +64,7 @@ class Act:
     kinds: tuple[Any, ...]
     permitted: Callable[..., None]
     done: Callable[..., None]
+    may_wait: bool
 
 
 _acts: dict[str, Act] = {}
@@ -75,7 +81,10 @@ def _nothing(*_: object) -> None:
 
 
 def act(
-    permitted: Callable[..., None], done: Callable[..., None] = _nothing
+    permitted: Callable[..., None],
+    done: Callable[..., None] = _nothing,
+    *,
+    may_wait: bool = False,
 ) -> Callable[[Callable[P, _Result[T]]], Callable[P, _Result[T]]]:
     """Put a function on the list.  Called with positional arguments only."""
 
@@ -84,7 +93,7 @@ def act(
         hints = typing.get_type_hints(fn)
         hints.pop("return", None)
         kinds = tuple(typing.get_args(hint) or (hint,) for hint in hints.values())
-        _acts[name] = Act(name, fn, kinds, permitted, done)
+        _acts[name] = Act(name, fn, kinds, permitted, done, may_wait)
 
         @functools.wraps(fn)
         def call(*args: P.args, **kwargs: P.kwargs) -> _Result[T]:
@@ -114,6 +123,7 @@ class Asked:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._lock = threading.Lock()
+        self._n_asked = 0
         channel.settimeout(PATIENCE_S)
 
     def ask(self, name: str, args: tuple[Any, ...]) -> tuple[Any, list[int]]:
@@ -121,16 +131,28 @@ class Asked:
         request = json.dumps([name, list(args)]).encode()
         with self._lock:
             try:
-                self._channel.send(request)
-                message, fds, _, _ = socket.recv_fds(
-                    self._channel, MAX_MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC
-                )
+                message, fds = self._exchange(request)
+            except TimeoutError as error:
+                raise HostError(f"the opener does not answer: {name}", errno.ETIMEDOUT) from error
             except OSError as error:
-                self._channel.close()  # a late answer is not to be taken for the next one's
+                self._channel.close()
                 raise HostError(f"{_GONE} ({error})", error.errno or 0) from error
         if not message:
             raise HostError(_GONE)
-        return _value(json.loads(message)), list(fds)
+        return _value(json.loads(message)), fds
+
+    def _exchange(self, request: bytes) -> tuple[bytes, list[int]]:
+        self._n_asked += 1
+        number = self._n_asked.to_bytes(NUMBER_BYTES, "little")
+        self._channel.send(number + request)
+        while True:
+            packet, fds, _, _ = socket.recv_fds(
+                self._channel, NUMBER_BYTES + MAX_MESSAGE, MAX_FDS, socket.MSG_CMSG_CLOEXEC
+            )
+            if not packet or packet[:NUMBER_BYTES] == number:
+                return packet[NUMBER_BYTES:], list(fds)
+            for fd in fds:  # nobody waits for it any more
+                os.close(fd)
 
     def close(self) -> None:
         """Let the opener go."""
@@ -169,6 +191,19 @@ def perform(policy: Policy, message: bytes) -> tuple[bytes, list[int]]:
     except (ValueError, LookupError, OverflowError) as error:  # a zero byte in a path, for example
         return _failure("HostError", 0, f"{wanted.name}: {error}"), []
     return json.dumps({"value": value}).encode(), fds
+
+
+def may_wait(message: bytes) -> bool:
+    """Whether what a request says may wait for somebody else."""
+    try:
+        return _understood(message)[0].may_wait
+    except ValueError:
+        return False
+
+
+def too_many() -> bytes:
+    """The answer to a request for which too many others wait."""
+    return _failure("HostError", errno.EBUSY, "too many requests wait for somebody's file system")
 
 
 def _understood(message: bytes) -> tuple[Act, list[Any]]:

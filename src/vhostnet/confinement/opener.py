@@ -2,7 +2,7 @@
 
 READY     waits for a request
     Operations:  `acts.perform` checks and does it, and answers
-    Caveats:     one request at a time; none of them waits for anybody else
+    Caveats:     one request at a time; what may wait for somebody else has a thread of its own
 GONE      the sealed process has ended, in whatever way: the channel has
 
 It is forked while the daemon has one thread and has not loaded the compiler, does not react to the
@@ -21,6 +21,7 @@ import os
 import select
 import signal
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
@@ -44,6 +45,8 @@ _CALLS = (
 # What a sealed process may ask for in part: a lookup through libc loads libraries and asks daemons.
 _WHOLE = ("mmap", "mprotect", "newfstatat", "statx", "setsockopt")
 _END_MS = 1000
+#: Requests that wait for somebody else at once; nobody honest has many.
+MAX_ASIDE = 64
 #: Beyond any limit; the kernel closes a range in one call.
 _MAX_FD = 2**31 - 1
 
@@ -148,19 +151,64 @@ def _be_opener(
 
 def serve(channel: socket.socket, policy: Policy, reread: Callable[[], Policy]) -> None:
     """Answer until the channel ends."""
+    aside = threading.BoundedSemaphore(MAX_ASIDE)
     while True:
-        message = channel.recv(acts.MAX_MESSAGE)
-        if not message:
+        try:
+            packet = channel.recv(acts.NUMBER_BYTES + acts.MAX_MESSAGE)
+        except ConnectionResetError:  # it has ended, and an answer was not read
             return
-        reply, fds = acts.perform(policy, message)
+        if not packet:
+            return
+        number, message = packet[: acts.NUMBER_BYTES], packet[acts.NUMBER_BYTES :]
+        if policy.processes is not None and acts.may_wait(message):
+            if _began_aside(aside, (channel, policy, number, message)):
+                continue
+            reply, fds = acts.too_many(), list[int]()
+        else:
+            reply, fds = acts.perform(policy, message)
         if policy.is_outdated:
             policy = _with_new_file(policy, reread)
-        try:
-            acts.answer(channel, reply, fds)
-        except OSError as error:
-            if error.errno in (errno.EPIPE, errno.ECONNRESET):
-                return
+        if not _answered(channel, number + reply, fds):
+            return
+
+
+_Request = tuple[socket.socket, Policy, bytes, bytes]
+
+
+def _began_aside(aside: threading.BoundedSemaphore, request: _Request) -> bool:
+    if not aside.acquire(blocking=False):
+        return False
+    try:
+        threading.Thread(target=_perform_aside, args=(aside, *request), daemon=True).start()
+    except RuntimeError:  # no more threads
+        aside.release()
+        return False
+    return True
+
+
+def _perform_aside(
+    aside: threading.BoundedSemaphore,
+    channel: socket.socket,
+    policy: Policy,
+    number: bytes,
+    message: bytes,
+) -> None:
+    try:
+        reply, fds = acts.perform(policy, message)
+        _answered(channel, number + reply, fds)
+    finally:
+        aside.release()
+
+
+def _answered(channel: socket.socket, reply: bytes, fds: list[int]) -> bool:
+    """Whether somebody is there to hear it."""
+    try:
+        acts.answer(channel, reply, fds)
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ECONNRESET):
             raise
+        return False
+    return True
 
 
 def _with_new_file(policy: Policy, reread: Callable[[], Policy]) -> Policy:

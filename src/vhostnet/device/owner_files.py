@@ -35,7 +35,7 @@ def open_memory(tid: int) -> tuple[None, list[int]]:
         raise
 
 
-@act(Policy.may_look_into)
+@act(Policy.may_look_into, may_wait=True)
 def open_mapped_file(
     pid: int, start: int, end: int, device: int, inode: int
 ) -> tuple[None, list[int]]:

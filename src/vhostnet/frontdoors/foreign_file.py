@@ -16,6 +16,7 @@ Source: Linux fs/fuse/dir.c fuse_update_get_attr(), file.c fuse_flush(), fuse_sy
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import stat
@@ -28,9 +29,13 @@ OPENER_SYSCALLS = ("openat", "readlink", "readlinkat", "getsockname", "getsockop
 
 #: Threads that close something at once; nobody honest has any.
 MAX_CLOSING = 256
+#: Descriptors of a caller, and callers; a million of them would take seconds a call.
+MAX_LOOKED_AT, MAX_REMEMBERED = 1 << 14, 1 << 10
 
 _TUN = (10, 200)
 _TAPS = ("macvtap", "ipvtap")
+#: Where a thread has the device open, as it was seen last: a number, looked at again each time.
+_found_at: dict[int, str] = {}
 _closing = threading.BoundedSemaphore(MAX_CLOSING)
 
 
@@ -73,17 +78,29 @@ def _is_of_use(fd: int) -> bool:
 
 
 def has_open(tid: int, device: tuple[int, int]) -> bool:
-    """Whether the character device of this number is among the open files of thread *tid*."""
+    """Whether the character device of this number is among the open files of thread *tid*: of its
+    first MAX_LOOKED_AT, or where it was the last time.
+    """
     folder = f"/proc/{tid}/fd"
+    known = _found_at.get(tid)
+    if known is not None and _is_device(f"{folder}/{known}", device):
+        return True
     try:
-        names = os.listdir(folder)
+        with os.scandir(folder) as entries:
+            for entry in itertools.islice(entries, MAX_LOOKED_AT):
+                if _is_device(entry.path, device):
+                    if len(_found_at) >= MAX_REMEMBERED:
+                        _found_at.clear()
+                    _found_at[tid] = entry.name
+                    return True
     except OSError:
-        return False
-    for name in names:
-        file = look_at(path=f"{folder}/{name}")
-        if file.number == device and stat.S_ISCHR(file.mode):
-            return True
+        pass
     return False
+
+
+def _is_device(path: str, device: tuple[int, int]) -> bool:
+    file = look_at(path=path)
+    return file.number == device and stat.S_ISCHR(file.mode)
 
 
 def _domain(fd: int) -> int:

@@ -42,7 +42,7 @@ def is_below(tid: int, supervisor: int) -> bool:
     return False
 
 
-@act(Policy.may_look_into)
+@act(Policy.may_look_into, may_wait=True)
 def identify_folder(tid: int, start: str, path: str) -> tuple[list[int], list[int]]:
     """(device, inode) of what *path* leads to, from `root`, `cwd` or `fd/N` on; OSError."""
     if not _STARTS.fullmatch(start):
