@@ -179,7 +179,8 @@ def _began_aside(aside: threading.BoundedSemaphore, request: _Request) -> bool:
     if not aside.acquire(blocking=False):
         return False
     try:
-        threading.Thread(target=_perform_aside, args=(aside, *request), daemon=True).start()
+        args = (aside, *request)
+        threading.Thread(target=_perform_aside, args=args, name="aside", daemon=True).start()
     except RuntimeError:  # no more threads
         aside.release()
         return False

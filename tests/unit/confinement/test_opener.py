@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from serve_process import wait_until
 from vhostnet.confinement import acts, opener
 from vhostnet.confinement.policy import Policy
 from vhostnet.device import owner_files
@@ -48,8 +49,10 @@ class Stalled:
     def close(self) -> None:
         self.go_on.set()
         self.asked.close()
-        self._thread.join(PATIENCE_S)
-        assert not self._thread.is_alive()
+        beside = [thread for thread in threading.enumerate() if thread.name == "aside"]
+        for thread in (self._thread, *beside):
+            thread.join(PATIENCE_S)
+            assert not thread.is_alive()
         self._theirs.close()
 
 
@@ -80,8 +83,12 @@ def test_an_act_that_waits_keeps_no_other_waiting_and_its_answer_is_dropped(stal
     assert value is None
     assert len(fds) == 1
     os.close(fds[0])
-    assert stalled.asked.ask("find_process", (1,)) == (1, [])
-    assert len(os.listdir("/proc/self/fd")) == before
+
+    def are_closed() -> bool:  # here, and by the threads that sent them
+        assert stalled.asked.ask("find_process", (1,)) == (1, [])
+        return len(os.listdir("/proc/self/fd")) == before
+
+    wait_until(are_closed, "descriptors of late answers to be closed", PATIENCE_S)
 
 
 def test_acts_that_wait_are_not_without_number(stalled, monkeypatch) -> None:
