@@ -15,7 +15,7 @@ import errno
 from typing import Any
 
 from vhostnet.native._jit import helper, implements
-from vhostnet.native.ordering import atomic_swap_i64, load_u8
+from vhostnet.native.ordering import atomic_swap_i64, cpu_relax_for_lock, load_u8
 from vhostnet.uapi.virtio import VNET_HDR_GSO_TYPE
 
 from .backend_ops import backend_ready
@@ -93,6 +93,7 @@ def handle_port(
         HANDLED_*; HANDLED_PEER_ERROR is about the ring *out*.
     """
     if not _try_lock(link):
+        cpu_relax_for_lock()
         work_queue(worker, item)
         return HANDLED
     disable_notify(vq)

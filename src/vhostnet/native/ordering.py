@@ -17,6 +17,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import threading
+import time
 from typing import Any
 
 from llvmlite import ir
@@ -24,6 +25,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 
 _mb_lock = threading.Lock()
+_RELAX_S = 20e-6
 
 
 def load_acquire_u16(addr: int) -> int:
@@ -107,6 +109,15 @@ def atomic_swap_i64(addr: int, value: int) -> int:
 
 def cpu_relax() -> None:
     """Say that this is a spin loop: the sibling thread may have the core's units."""
+
+
+def cpu_relax_for_lock() -> None:
+    """`cpu_relax`, where another thread of ours holds what we spin for.
+
+    The interpreter's threads have one lock together, which a spinning one lets go of after 5 ms:
+    the one that is waited for would hardly get on.
+    """
+    time.sleep(_RELAX_S)
 
 
 def smp_mb() -> None:
@@ -331,6 +342,11 @@ def _ol_atomic_swap_i64(addr, value):  # type: ignore[no-untyped-def]
 
 @overload(cpu_relax)
 def _ol_cpu_relax():  # type: ignore[no-untyped-def]
+    return lambda: _relax()
+
+
+@overload(cpu_relax_for_lock)
+def _ol_cpu_relax_for_lock():  # type: ignore[no-untyped-def]
     return lambda: _relax()
 
 
