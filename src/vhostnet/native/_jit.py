@@ -49,13 +49,18 @@ def _source_digest() -> str:
 
 
 def cache_root() -> Path:
-    """The folder above all digests: $CACHE_DIRECTORY (systemd), $XDG_CACHE_HOME or ~/.cache."""
-    base = (
-        os.environ.get("CACHE_DIRECTORY")
-        or os.environ.get("XDG_CACHE_HOME")
-        or Path.home() / ".cache"
-    )
-    return Path(base) / "vhostnet" / "kernels"
+    """The folder above all digests: $CACHE_DIRECTORY (systemd), $XDG_CACHE_HOME or ~/.cache.
+
+    Raises:
+        HostError: there is none of these.
+    """
+    base = os.environ.get("CACHE_DIRECTORY") or os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(base or Path.home() / ".cache") / "vhostnet" / "kernels"
+    except RuntimeError:
+        raise HostError(
+            "this user has no home for the kernels' cache: set XDG_CACHE_HOME to a folder"
+        ) from None
 
 
 def _made(folder: Path) -> Path:
