@@ -76,6 +76,7 @@ OPTIONS = tuple(
 #: Modules of other doors, by how their names begin.
 _OTHERS = ("vhost_user_", "cuse_", "kept_")
 _BY_PID = "the memory of the command's processes is reached by pid, to which {} puts an end"
+#: For root these two reach every process of the host (docs/confinement.md says so).
 _BOUNDS = seal.Bounds(
     1 << capabilities.CAP_KILL | 1 << capabilities.CAP_SYS_PTRACE,
     {

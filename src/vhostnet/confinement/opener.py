@@ -43,7 +43,7 @@ _CALLS = (
     "wait4",
 )
 # What a sealed process may ask for in part: a lookup through libc loads libraries and asks daemons.
-_WHOLE = ("mmap", "mprotect", "newfstatat", "statx", "setsockopt")
+_WHOLE = ("mmap", "mprotect", "newfstatat", "statx", "setsockopt", "sendto")
 _END_MS = 1000
 #: Requests that wait for somebody else at once; nobody honest has many.
 MAX_ASIDE = 64

@@ -48,6 +48,8 @@ FIONCLEX, FIOCLEX, FIONBIO = 0x5450, 0x5451, 0x5421
 _CLONE_THREAD = 0x00010000
 _CLONE_NAMESPACES = 0x7E020000
 _AT_EMPTY_PATH = 0x1000
+_SOCKET_TYPE = ~(socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK) & 0xFFFFFFFF
+_INT_MAX = 0x7FFFFFFF
 _PRCTLS = (
     *(kernel.PR_SET_NAME, kernel.PR_GET_NAME, kernel.PR_GET_DUMPABLE, kernel.PR_GET_SECCOMP),
     *(kernel.PR_CAPBSET_READ, kernel.PR_GET_NO_NEW_PRIVS, kernel.PR_GET_MDWE, kernel.PR_SET_VMA),
@@ -60,6 +62,8 @@ class Limit:
 
     Attributes:
         argument: which, from 0; its lower 32 bits.
+        upper: its upper 32 bits instead.
+        mask: the bits that *values* are about.
         values: one of these; empty: anything.
         with_bits: at least one of these is set.
         without_bits: none of these is.
@@ -69,6 +73,8 @@ class Limit:
     values: tuple[int, ...] = ()
     with_bits: int = 0
     without_bits: int = 0
+    upper: bool = False
+    mask: int = 0xFFFFFFFF
 
 
 Limits = Mapping[str, tuple[Limit, ...]]
@@ -93,12 +99,21 @@ def limits(pid: int, ioctls: Iterable[int]) -> Limits:
         "prctl": (Limit(0, values=_PRCTLS),),
         "ioctl": (Limit(1, values=(FIONBIO, FIOCLEX, FIONCLEX, *sorted(ioctls))),),
         "tgkill": (Limit(0, values=(pid,)),),
-        "kill": (Limit(1, values=(signal.SIGKILL,)),),
+        # one process, by its number: neither 0 nor negative
+        "kill": (
+            Limit(0, with_bits=_INT_MAX, without_bits=~_INT_MAX & 0xFFFFFFFF),
+            Limit(1, values=(signal.SIGKILL,)),
+        ),
         "kcmp": (Limit(0, values=(pid,)), Limit(1, values=(pid,))),
         "setsockopt": (Limit(1, values=(SOL_PACKET,)), Limit(2, values=(PACKET_AUXDATA,))),
         "newfstatat": (Limit(3, with_bits=_AT_EMPTY_PATH),),
         "statx": (Limit(2, with_bits=_AT_EMPTY_PATH),),
-        "socketpair": (Limit(0, values=(socket.AF_UNIX,)),),
+        # no datagrams: such a socket, or any with an address given, reaches whoever has a path
+        "socketpair": (
+            Limit(0, values=(socket.AF_UNIX,)),
+            Limit(1, values=(socket.SOCK_STREAM, socket.SOCK_SEQPACKET), mask=_SOCKET_TYPE),
+        ),
+        "sendto": (Limit(4, values=(0,)), Limit(4, values=(0,), upper=True)),
     }
 
 
@@ -133,7 +148,9 @@ def program(calls: Calls, names: Iterable[str], limited: Limits) -> bytes:
 
 def _check(a: Assembler, checks: tuple[Limit, ...], name: str) -> None:
     for number, limit in enumerate(checks):
-        a.load(_ARGS + 8 * limit.argument)
+        a.load(_ARGS + 8 * limit.argument + 4 * limit.upper)  # little-endian, both processors
+        if limit.mask != 0xFFFFFFFF:
+            a.mask(limit.mask)
         if limit.with_bits:
             a.if_any_bit(limit.with_bits, otherwise="deny")
         if limit.without_bits:

@@ -24,7 +24,7 @@ from host import TAKES_DESCRIPTORS
 from oracle.lab import Tap, describe, frame
 from oracle.namespace import Namespace, NoNamespace
 from serve_process import wait_until
-from telling import HARMLESS, N_ATTEMPTS, TELLING, what_it_said
+from telling import HARMLESS, N_ATTEMPTS, SEEN, TELLING, what_it_said
 from unit.cli.test_sandbox_of_serve import STAGES, ask, needs_all
 from vhostnet.uapi import tun
 from vhostnet.uapi.packet import PACKET_VNET_HDR_SZ, SOL_PACKET
@@ -91,6 +91,7 @@ def test_a_worker_can_neither_open_a_file_nor_make_a_socket(
     packets_both_ways(kernel, tap, private=private)
     said = what_it_said(kernel.log())
     assert len(said) == N_ATTEMPTS
+    assert said.pop(SEEN) == "ENOENT"
     assert set(said.values()) == {"EPERM"}, said
     assert kernel.end() == 0
 

@@ -19,7 +19,7 @@ import pytest
 import serve_process
 from front_end import HDR, FrontEnd, Guest
 from serve_process import ServeProcess, wait_until
-from telling import HARMLESS, N_ATTEMPTS, RUN, TELLING, what_it_said
+from telling import HARMLESS, N_ATTEMPTS, RUN, SEEN, TELLING, what_it_said
 from vhostnet.confinement import kernel_raw
 from vhostnet.confinement.syscall_numbers import native
 from vhostnet.control.client import ControlClient, Refused
@@ -117,6 +117,7 @@ def test_a_worker_can_neither_open_a_file_nor_make_a_socket(serve, guest):
     with exchange(daemon, guest):
         said = what_it_said(daemon.log())
     assert len(said) == N_ATTEMPTS
+    assert said.pop(SEEN) == "ENOENT"
     assert set(said.values()) == {"EPERM"}, said
     daemon.check_and_stop()
 

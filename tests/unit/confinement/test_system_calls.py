@@ -28,7 +28,7 @@ TUNSETOFFLOAD, TIOCSTI, FIONBIO = 0x400454D0, 0x5412, 0x5421
 @pytest.fixture(params=CALLS)
 def answer(request):
     calls = CALLS[request.param]
-    names = (*system_calls.BASE, "accept4", "socketpair", "kcmp", "setsockopt", "statx")
+    names = (*system_calls.BASE, "accept4", "socketpair", "kcmp", "setsockopt", "statx", "sendto")
     code = system_calls.program(calls, names, system_calls.limits(PID, [TUNSETOFFLOAD]))
 
     def ask(name: str, *args: int, audit: int = calls.audit) -> int:
@@ -85,11 +85,37 @@ def test_what_is_not_is_refused(answer, name):
         ("newfstatat", (3, 0, 0, 0), errno.EPERM),
         ("socketpair", (1, 1), 0),
         ("socketpair", (2, 1), errno.EPERM),
+        ("socketpair", (1, 5 | 0x80800), 0),  # SOCK_SEQPACKET
+        ("socketpair", (1, 2), errno.EPERM),  # SOCK_DGRAM
+        ("socketpair", (1, 2 | 0x80800), errno.EPERM),
+        ("socketpair", (1, 3), errno.EPERM),  # SOCK_RAW: datagrams, too
+        ("sendto", (3, 4096, 1, 0x4000, 0, 0), 0),
+        ("sendto", (3, 4096, 1, 0x4000, 4096, 110), errno.EPERM),
+        ("sendto", (3, 4096, 1, 0x4000, 1 << 32, 110), errno.EPERM),
         ("clone3", (), errno.ENOSYS),
     ],
 )
 def test_some_are_allowed_with_some_arguments_only(answer, name, args, code):
     assert answer(name, *args) == code
+
+
+@pytest.mark.parametrize(
+    ("pid", "signum", "code"),
+    [
+        (PID, 9, 0),
+        (PID, 15, errno.EPERM),
+        (0, 9, errno.EPERM),  # our group
+        (0xFFFFFFFF, 9, errno.EPERM),  # all that there are
+        ((1 << 64) - 1, 9, errno.EPERM),
+        ((1 << 64) - PID, 9, errno.EPERM),  # a group
+        (1 << 32, 9, errno.EPERM),  # the kernel takes the lower half
+    ],
+)
+def test_one_process_is_killed_at_a_time(pid, signum, code):
+    calls = CALLS["x86_64"]
+    program = system_calls.program(calls, ["kill"], system_calls.limits(PID, []))
+    said = verdict(program, calls.number["kill"], (pid, signum), calls.audit)
+    assert said == (ALLOW if code == 0 else ERRNO | code)
 
 
 def test_system_calls_of_another_kind_are_refused(answer):
