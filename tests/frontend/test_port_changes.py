@@ -14,6 +14,7 @@ import pytest
 from beds import frame
 from port_bed import LEGACY, MRG, OFFLOADS, PACKED_MRG, V1, PortBed, received
 
+from flooding import flooding
 from vhostnet.backends.port import PortBackend
 from vhostnet.datapath import catalogue
 from vhostnet.device import port_net
@@ -54,31 +55,6 @@ def check_both_ways(ours: list[NetDriver], theirs: list[NetDriver], number: int)
                 assert found is not None, f"turn {number}, pair {pair}"
 
 
-@contextlib.contextmanager
-def flooding(driver: NetDriver, *, to_the_end: bool = True) -> Iterator[None]:
-    """Let a guest send without pause for the length of the block.
-
-    Args:
-        to_the_end: its card is there all the time, so all its buffers come back.
-    """
-    driver.flush()
-    sender = driver.sender(frame(1, 300))
-    ended = threading.Event()
-
-    def send() -> None:
-        while not ended.is_set():
-            sender.run(seconds=0.02)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-    assert not to_the_end or sender.finish()
-
-
 def check_unharmed(bed: PortBed, card: int) -> None:
     """Nothing that the other card did is a fault of this one's guests."""
     for pair in range(bed.pairs):
@@ -109,7 +85,7 @@ def test_a_partner_removed_under_traffic_and_added_with_other_features(
 ) -> None:
     ours = guests(bed, stayer)
     theirs = guests(bed, 1 - stayer)
-    with flooding(ours[0]):
+    with flooding(ours[0], frame(1, 300)):
         for turn in range(TURNS):
             assert theirs[0].receive(timeout=5.0) == frame(1, 300), turn
             for other in theirs:
@@ -131,7 +107,10 @@ def test_both_removed_under_traffic_and_added_in_either_order(bed: PortBed, firs
     for turn in range(TURNS // 2):
         a, b = guests(bed, 0), guests(bed, 1)
         check_both_ways(a, b, 50)
-        with flooding(a[0], to_the_end=False), flooding(b[-1], to_the_end=False):
+        with (
+            flooding(a[0], frame(1, 300), to_the_end=False),
+            flooding(b[-1], frame(1, 300), to_the_end=False),
+        ):
             assert b[0].receive(timeout=5.0) is not None
             assert a[-1].receive(timeout=5.0) is not None
             for card in (first, 1 - first):

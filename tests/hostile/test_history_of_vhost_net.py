@@ -26,7 +26,7 @@ import pytest
 
 from driver_ring import GPA, INDIRECT, NEXT, WRITE, Memory, Used
 from instance import EVENT_IDX, MRG, RX, TX, V1, Instance
-from oracle.namespace import Namespace, NoNamespace
+from oracle.namespace import Namespace, namespace_or_skip
 from oracle.our_device import OurMemory
 from stepped import SteppedInstance
 from vhostnet.datapath import descriptors, split_ring, worker_loop
@@ -105,12 +105,8 @@ def opened() -> Iterator[Callable[..., Opened]]:
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[Namespace]:
-    try:
-        made = Namespace()
-    except NoNamespace as e:
-        pytest.skip(str(e))
-    yield made
-    made.close()
+    with namespace_or_skip() as made:
+        yield made
 
 
 def n_fds() -> int:

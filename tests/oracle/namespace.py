@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 _CLONE_NEWNET = 0x40000000
 
@@ -41,3 +43,14 @@ class Namespace:
 
     def close(self) -> None:
         self._thread.shutdown()
+
+
+@contextlib.contextmanager
+def namespace_or_skip() -> Iterator[Namespace]:
+    """One for the length of the block; where there can be none, the test is skipped."""
+    try:
+        made = Namespace()
+    except NoNamespace as e:
+        pytest.skip(str(e))
+    yield made
+    made.close()

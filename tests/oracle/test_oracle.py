@@ -14,7 +14,7 @@ from oracle import scenarios
 from oracle.compare import judge
 from oracle.differences import DIFFERENCES, REASONS
 from oracle.lab import SCENARIOS, Device, Lab, NotHere
-from oracle.namespace import Namespace, NoNamespace
+from oracle.namespace import Namespace, namespace_or_skip
 from oracle.our_device import OurDevice, OurMemory, OutOfReach
 from oracle.rules import RULES
 from oracle.session import run
@@ -80,12 +80,8 @@ def test_every_difference_has_a_row_in_the_document() -> None:
 
 @pytest.fixture(scope="module")
 def namespace() -> Iterator[Namespace]:
-    try:
-        made = Namespace()
-    except NoNamespace as e:
-        pytest.skip(str(e))
-    yield made
-    made.close()
+    with namespace_or_skip() as made:
+        yield made
 
 
 #: How our device gets at the memory of the scenario, which is this process's.

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from instance import MRG, RX, TX, V1, Instance
-from oracle.namespace import Namespace, NoNamespace
+from oracle.namespace import Namespace, namespace_or_skip
 from serve_process import wait_until
 from vhostnet.backends.client_file import ClientFile, client_file
 from vhostnet.backends.tap import tap_queue
@@ -36,12 +36,8 @@ def frame(number: int, size: int = 60, tag: bytes = b"") -> bytes:
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Namespace]:
-    try:
-        made = Namespace()
-    except NoNamespace as e:
-        pytest.skip(str(e))
-    yield made
-    made.close()
+    with namespace_or_skip() as made:
+        yield made
 
 
 def ip(net: Namespace, words: str) -> None:

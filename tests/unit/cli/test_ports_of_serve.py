@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from flooding import flooding
 from serve_process import PATIENCE_S, ServeProcess, wait_until
 from vhostnet.cli.main import main
 from vhostnet.control.client import ControlClient, Refused
@@ -79,31 +78,6 @@ def check_both_ways(a: NetDriver, b: NetDriver, number: int) -> None:
             assert found is not None
 
 
-@contextlib.contextmanager
-def flooding(driver: NetDriver, *, to_the_end: bool = True) -> Iterator[None]:
-    """Let a guest send for the length of the block.
-
-    Args:
-        to_the_end: its device is there all the time, so all its buffers come back.
-    """
-    driver.flush()
-    sender = driver.sender(frame(0))
-    ended = threading.Event()
-
-    def send() -> None:
-        while not ended.is_set():
-            sender.run(seconds=0.02)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-    assert not to_the_end or sender.finish()
-
-
 def test_the_first_of_a_pair_waits_and_a_third_is_refused(daemon: Ports) -> None:
     daemon.add("vm1")
     assert daemon.partners() == {"vm1": None}
@@ -134,12 +108,12 @@ def test_the_first_of_a_pair_waits_and_a_third_is_refused(daemon: Ports) -> None
 def test_devices_come_and_go_under_traffic(daemon: Ports) -> None:
     daemon.add("vm1")
     with daemon.driver("vm1") as stayer:
-        with flooding(stayer):
+        with flooding(stayer, frame(0)):
             for turn in range(TURNS):
                 daemon.add("vm2")
                 other = daemon.driver("vm2")
                 assert other.receive(timeout=PATIENCE_S) == frame(0), turn
-                with flooding(other, to_the_end=False):
+                with flooding(other, frame(0), to_the_end=False):
                     assert stayer.receive(timeout=PATIENCE_S) == frame(0), turn
                     daemon.remove("vm2")
                 other.close()
@@ -159,7 +133,7 @@ def test_both_go_at_once_while_both_send(daemon: Ports) -> None:
         daemon.add("vm1")
         daemon.add("vm2")
         a, b = daemon.driver("vm1"), daemon.driver("vm2")
-        with flooding(a, to_the_end=False), flooding(b, to_the_end=False):
+        with flooding(a, frame(0), to_the_end=False), flooding(b, frame(0), to_the_end=False):
             assert a.receive(timeout=PATIENCE_S) == b.receive(timeout=PATIENCE_S) == frame(0)
             for name in ("vm1", "vm2")[:: 1 if turn % 2 else -1]:
                 daemon.remove(name)
@@ -227,7 +201,7 @@ def test_a_reload_adds_removes_and_replaces_the_partner_of_a_guest_that_sends(tm
         wait_until(lambda: any("reloaded" in line for line in daemon.process.lines()), "a reload")
         return daemon.process.lines()
 
-    with daemon.driver("vm1") as a, flooding(a):
+    with daemon.driver("vm1") as a, flooding(a, frame(0)):
         for text, name in ((BOTH, "vm2"), (ONE + OTHER, "vm3"), (BOTH, "vm2")):
             said = reload(text)
             assert said[-1] == "the configuration is reloaded: 2 devices"

@@ -22,7 +22,7 @@ import pytest
 from cuse_kernel import STANDS_IN, CuseKernel, CuseTransport, children_of, stop
 from host import TAKES_DESCRIPTORS
 from oracle.lab import Tap, describe, frame
-from oracle.namespace import Namespace, NoNamespace
+from oracle.namespace import Namespace, namespace_or_skip
 from serve_process import wait_until
 from telling import HARMLESS, N_ATTEMPTS, SEEN, TELLING, what_it_said
 from unit.cli.test_sandbox_of_serve import STAGES, ask, needs_all
@@ -52,12 +52,8 @@ def chardev(tmp_path: Path) -> Iterator[Callable[..., CuseKernel]]:
 
 @pytest.fixture(scope="module")
 def net() -> Iterator[Namespace]:
-    try:
-        made = Namespace()
-    except NoNamespace as e:
-        pytest.skip(str(e))
-    yield made
-    made.close()
+    with namespace_or_skip() as made:
+        yield made
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 from cuse_kernel import children_of
 from host import RUNS_TREES
 from oracle.lab import Tap, describe, frame
-from oracle.namespace import Namespace, NoNamespace
+from oracle.namespace import Namespace, namespace_or_skip
 from serve_process import PATIENCE_S, READY_S, wait_until
 from telling import HARMLESS, N_ATTEMPTS, RUN, SEEN, TELLING, what_it_said
 from unit.cli.test_sandbox_of_serve import needs_all
@@ -138,12 +138,8 @@ class Run:
 def net() -> Iterator[Namespace]:
     if not JIT_ENABLED:
         pytest.skip("the supervisor has no compiler to be without")
-    try:
-        made = Namespace()
-    except NoNamespace as e:
-        pytest.skip(str(e))
-    yield made
-    made.close()
+    with namespace_or_skip() as made:
+        yield made
 
 
 @pytest.fixture
