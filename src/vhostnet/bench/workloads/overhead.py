@@ -11,7 +11,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
@@ -30,29 +30,28 @@ _PATIENCE_S = 10.0
 _Look = tuple[tuple[str, ...], Callable[[Run], AbstractContextManager[None]]]
 
 
-def g2d(run: Run, packed: bool, *options: str) -> Mapping[str, float]:
+def _nothing_else(_run: Run) -> AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+_UNSEEN: _Look = (), _nothing_else
+
+
+def g2d(run: Run, look: _Look = _UNSEEN, *, packed: bool = False) -> Mapping[str, float]:
     """Our driver sends to our null backend."""
-    with our_device(run, "null", *options):
-        return _moved(run, "send", packed)
+    return _moved(run, "null", "send", look, packed)
 
 
-def d2g(run: Run, packed: bool, *options: str) -> Mapping[str, float]:
+def d2g(run: Run, look: _Look = _UNSEEN, *, packed: bool = False) -> Mapping[str, float]:
     """Our generator sends to our driver."""
-    with our_device(run, f"gen:size={_SIZE}", *options):
-        return _moved(run, "receive", packed)
+    return _moved(run, f"gen:size={_SIZE}", "receive", look, packed)
 
 
-def _looked_at(run: Run, look: _Look, backend: str, what: str, packed: bool) -> Mapping[str, float]:
+def _moved(run: Run, backend: str, what: str, look: _Look, packed: bool) -> Mapping[str, float]:
     options, meanwhile = look
-    with ExitStack() as stack:
-        places = [word.replace("DIR", str(run.folder)) for word in options]
-        stack.enter_context(our_device(run, backend, *places))
-        stack.enter_context(meanwhile(run))
-        return _moved(run, what, packed)
-
-
-def _moved(run: Run, what: str, packed: bool) -> Mapping[str, float]:
-    return {"mpps": our_driver(run, what, size=_SIZE, packed=packed)["mpps"]}
+    places = [word.replace("DIR", str(run.folder)) for word in options]
+    with our_device(run, backend, *places), meanwhile(run):
+        return {"mpps": our_driver(run, what, size=_SIZE, packed=packed)["mpps"]}
 
 
 @contextlib.contextmanager
@@ -105,14 +104,11 @@ def _captured_before(run: Run) -> Iterator[None]:
     yield
 
 
-def _nothing_else(_run: Run) -> AbstractContextManager[None]:
-    return contextlib.nullcontext()
-
-
 _SCRAPED: _Look = ("--metrics", "unix:DIR/metrics"), _scraping
 _IDLE: _Look = ("--control", "DIR/control"), _captured_before
 _NOTHING: _Look = ("--pcap", "/dev/null", "--pcap-filter", "tcp port 9"), _nothing_else
 _RUNNING: _Look = ("--pcap", "/dev/null", "--pcap-snaplen", "64"), _nothing_else
+_UNSEALED: _Look = ("--sandbox", "none"), _nothing_else
 
 
 def _case(
@@ -132,13 +128,12 @@ def _case(
 def _look_case(
     name: str, look: _Look, bar: float | None = None, *, packed: bool = False, **facts: int
 ) -> Case:
-    ours = partial(_looked_at, look=look, backend="null", what="send", packed=packed)
+    ours = partial(g2d, look=look, packed=packed)
     others = {UNOBSERVED: partial(g2d, packed=packed)}
     return _case(f"{name}, g2d {'packed' if packed else 'split'}", ours, others, bar, **facts)
 
 
 def _cases() -> Sequence[Case]:
-    received = partial(_looked_at, look=_RUNNING, backend=f"gen:size={_SIZE}", what="receive")
     return [
         _look_case("scraped once a second", _SCRAPED, 0.97, quick=1),
         _look_case("scraped once a second", _SCRAPED, 0.97, packed=True),
@@ -147,24 +142,24 @@ def _cases() -> Sequence[Case]:
         _look_case("a capture that runs", _RUNNING, busy_threads=3),
         _case(
             "a capture that runs, d2g split",
-            partial(received, packed=False),
-            {UNOBSERVED: partial(d2g, packed=False)},
+            partial(d2g, look=_RUNNING),
+            {UNOBSERVED: d2g},
             busy_threads=3,
         ),
         _case(
             "in the sandbox, g2d split",
-            partial(g2d, packed=False),
-            {UNCONFINED: lambda run: g2d(run, False, "--sandbox", "none")},
+            g2d,
+            {UNCONFINED: partial(g2d, look=_UNSEALED)},
         ),
         _case(
             "in the sandbox, d2g split",
-            partial(d2g, packed=False),
-            {UNCONFINED: lambda run: d2g(run, False, "--sandbox", "none")},
+            d2g,
+            {UNCONFINED: partial(d2g, look=_UNSEALED)},
         ),
         _case(
             "in the sandbox, g2tap split",
             partial(ours_g2tap, size=_SIZE),
-            {UNCONFINED: partial(ours_g2tap, size=_SIZE, options=("--sandbox", "none"))},
+            {UNCONFINED: partial(ours_g2tap, size=_SIZE, options=_UNSEALED[0])},
         ),
     ]
 
