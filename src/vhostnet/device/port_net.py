@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import contextlib
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,20 +108,12 @@ class PortNet(VhostNet):
     @contextlib.contextmanager
     def quiesced(self) -> Iterator[None]:
         """Keep all workers parked that may see something of this pair; may nest."""
-        with contextlib.ExitStack() as stack:
-            if self.worker is not None:
-                stack.enter_context(self.worker.quiesced())
-            stack.enter_context(self._others_quiesced())
+        with _parked([self, *self._others()]):
             yield
 
-    @contextlib.contextmanager
-    def _others_quiesced(self) -> Iterator[None]:
-        """The other card's workers, and those of our other pairs: whom they serve may change."""
-        with contextlib.ExitStack() as stack:
-            for net in (*self.peers, *self._siblings()):
-                if net is not self and net.worker is not None:
-                    stack.enter_context(net.worker.quiesced())
-            yield
+    def _others(self) -> list[PortNet]:
+        """The other card's pairs, and our own card's other ones: whom they serve may change."""
+        return [net for net in (*self.peers, *self._siblings()) if net is not self]
 
     def _siblings(self) -> Sequence[PortNet]:
         """All pairs of our own card."""
@@ -129,7 +121,7 @@ class PortNet(VhostNet):
 
     def reset_owner(self) -> None:
         """As `VhostNet.reset_owner`; the peers go on, and find nobody here."""
-        with self._others_quiesced():  # our own worker ends in it
+        with _parked(self._others()):  # our own worker ends in it
             super().reset_owner()
 
     def flush(self) -> None:
@@ -247,7 +239,7 @@ def join_ports(ours: Sequence[PortNet], theirs: Sequence[PortNet]) -> None:
 
     Neither is joined to a third.  What either guest does meanwhile goes on.
     """
-    with _parked(ours, theirs):
+    with _parked([*ours, *theirs]):
         _connect(ours, theirs)
 
 
@@ -257,17 +249,17 @@ def part_ports(ours: Sequence[PortNet]) -> None:
     What a guest sends there is dropped and counted, until its card is joined to another one.
     """
     theirs = ours[0].peers
-    with _parked(ours, theirs):
+    with _parked([*ours, *theirs]):
         for card in (ours, theirs):
             if card:
                 _connect(card, [PortNet("nobody")] * len(card))
 
 
 @contextlib.contextmanager
-def _parked(*cards: Sequence[PortNet]) -> Iterator[None]:
-    """Keep all workers of these cards parked."""
+def _parked(nets: Iterable[PortNet]) -> Iterator[None]:
+    """Keep the workers of these pairs parked."""
     with contextlib.ExitStack() as stack:
-        for net in (net for card in cards for net in card):
+        for net in nets:
             if net.worker is not None:
                 stack.enter_context(net.worker.quiesced())
         yield
