@@ -28,7 +28,7 @@ class Vma:
 
 def shared_vmas(maps_fd: int) -> Iterator[Vma]:
     """By address; none, if the process has run another program since.  OSError: it has ended."""
-    for line in _text_of(maps_fd).splitlines():
+    for line in read_maps(maps_fd).decode("ascii", errors="replace").splitlines():
         m = _LINE.match(line)
         if m and m["perms"].startswith("rw") and m["perms"][3] == "s":
             dev = os.makedev(int(m["major"], 16), int(m["minor"], 16))
@@ -41,9 +41,10 @@ def shared_vmas(maps_fd: int) -> Iterator[Vma]:
             )
 
 
-def _text_of(maps_fd: int) -> str:
+def read_maps(maps_fd: int) -> bytes:
+    """All of an open `/proc/PID/maps`; OSError."""
     text = bytearray()
     os.lseek(maps_fd, 0, os.SEEK_SET)
     while piece := os.read(maps_fd, _A_READ):
         text += piece
-    return text.decode("ascii", errors="replace")
+    return bytes(text)

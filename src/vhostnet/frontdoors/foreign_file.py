@@ -73,7 +73,7 @@ def _is_of_use(fd: int) -> bool:
         return name == "anon_inode:[eventfd]"
     file = look_at(fd)
     if stat.S_ISSOCK(file.mode):
-        return _domain(fd) == socket.AF_PACKET  # others may linger when they are closed
+        return domain_of(fd) == socket.AF_PACKET  # others may linger when they are closed
     return stat.S_ISCHR(file.mode) and (file.number == _TUN or _subsystem(file.number) in _TAPS)
 
 
@@ -103,8 +103,12 @@ def _is_device(path: str, device: tuple[int, int]) -> bool:
     return file.number == device and stat.S_ISCHR(file.mode)
 
 
-def _domain(fd: int) -> int:
-    probe = socket.socket(fileno=fd)
+def domain_of(fd: int) -> int:
+    """The address family of a socket; -1: it is none."""
+    try:
+        probe = socket.socket(fileno=fd)
+    except OSError:
+        return -1
     try:
         return probe.getsockopt(socket.SOL_SOCKET, socket.SO_DOMAIN)
     except OSError:

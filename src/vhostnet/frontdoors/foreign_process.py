@@ -28,6 +28,7 @@ from vhostnet.confinement.acts import act
 from vhostnet.confinement.policy import Policy
 from vhostnet.device.files_of_others import take
 from vhostnet.device.owner_files import open_memory
+from vhostnet.device.owner_maps import read_maps
 from vhostnet.errors import HostError, PeerError, reason_of
 
 from .foreign_file import harmless
@@ -47,8 +48,6 @@ _QUERY = struct.Struct("=6Q")
 IOCTLS = (_PROCMAP_QUERY,)
 OPENER_SYSCALLS = ("openat", "pidfd_open")
 _PAGE = os.sysconf("SC_PAGESIZE")
-#: The kernel gives whole lines, about a page of them.
-_A_READ = 1 << 16
 
 
 class CallerIsGone(PeerError):
@@ -278,11 +277,7 @@ class ForeignThread:
         return end, allowed
 
     def _mapping_in_text(self, address: int) -> tuple[int, int]:
-        os.lseek(self._maps, 0, os.SEEK_SET)
-        text = b""
-        while piece := os.read(self._maps, _A_READ):
-            text += piece
-        for line in text.splitlines():
+        for line in read_maps(self._maps).splitlines():
             span, protection = line.split()[:2]
             start, end = (int(word, 16) for word in span.split(b"-"))
             if start <= address < end:

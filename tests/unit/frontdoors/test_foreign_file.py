@@ -106,3 +106,12 @@ def test_a_close_that_waits_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch
     os.close(harmless(os.open(__file__, os.O_RDONLY)))
     for opened in (stand_in, eventfd):
         os.close(opened)
+
+
+def test_what_is_no_socket_has_no_address_family() -> None:
+    ends = os.pipe()
+    try:
+        assert foreign_file.domain_of(ends[0]) == -1
+    finally:
+        for fd in ends:
+            os.close(fd)

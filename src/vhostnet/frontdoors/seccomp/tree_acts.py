@@ -14,7 +14,7 @@ import socket
 from vhostnet.confinement.acts import act
 from vhostnet.confinement.policy import Policy
 from vhostnet.errors import PeerError
-from vhostnet.frontdoors.foreign_file import harmless
+from vhostnet.frontdoors.foreign_file import domain_of, harmless
 from vhostnet.frontdoors.foreign_process import descriptor_of, status_of
 
 OPENER_SYSCALLS = ("openat", "stat", "newfstatat", "getdents64", "readlink", "readlinkat", "lstat")
@@ -73,23 +73,13 @@ def take_socket(tid: int, fd: int) -> tuple[int, list[int]]:
     if not os.readlink(f"/proc/{tid}/fd/{fd}").startswith("socket:"):
         return 0, []
     taken = descriptor_of(tid, fd)
-    if _is_unix(taken):
+    if domain_of(taken) == socket.AF_UNIX:
         return os.fstat(taken).st_ino, [taken]
     try:  # another one by now, perhaps one that is slow to close
         os.close(harmless(taken))
     except PeerError as e:
         raise OSError(e.errno, str(e)) from e
     return 0, []
-
-
-def _is_unix(fd: int) -> bool:
-    made = socket.socket(fileno=fd)
-    try:
-        return made.family == socket.AF_UNIX
-    except OSError:
-        return False
-    finally:
-        made.detach()
 
 
 @act(Policy.may_look_into)
