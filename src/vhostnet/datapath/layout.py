@@ -182,7 +182,7 @@ _VRING_WORKER = (
     # a kick came since the last run, and when; 0: it has brought something, or nothing
     "kicked",
     "kick_ns",
-    # chains that the last run took; 0: the driver has been waited for since
+    # chains that the last run took which took any; 0: the driver has been waited for since
     "run_chains",
 )
 
