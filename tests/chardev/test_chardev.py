@@ -21,7 +21,6 @@ from oracle import scenarios
 from oracle.compare import listed, unequal_but_for
 from oracle.differences import Difference
 from oracle.lab import SCENARIOS
-from vhostnet.datapath import catalogue
 from vhostnet.demo.guest_host import warm_for_any_processor
 from vhostnet.demo.guest_image import guest_image
 from vhostnet.errors import HostError
@@ -139,7 +138,7 @@ def test_it_is_sealed(chardev: Chardev) -> None:
     for stage in ("no new privileges", "capabilities (none)", "landlock (files", "system calls ("):
         assert stage in log, log
     tasks = f"/proc/{chardev.pid}/task/*/status"
-    said = chardev.bed.guest.check(f"cat {tasks} | grep -E 'NoNewPrivs|Seccomp:|CapEff' | sort -u")
+    said = chardev.host.guest.check(f"cat {tasks} | grep -E 'NoNewPrivs|Seccomp:|CapEff' | sort -u")
     assert said.split() == ["CapEff:", "0" * 16, "NoNewPrivs:", "1", "Seccomp:", "2"]
 
 
@@ -279,7 +278,7 @@ def test_a_crash_is_repaired_at_the_next_start_whatever_its_options(
 
 @LONG
 def test_packed_rings_are_offered_on_request(bed: Bed) -> None:
-    warm_for_any_processor(catalogue.kernels_for_character_device(packed_rings=True))
+    warm_for_any_processor(packed_rings=True)
     chardev = Chardev(bed, "--replace-node", "--packed-rings")
     said = bed.result(str(HERE / "packed_session.py"), "300")
     ways = {"the TAP": True, "the driver": True}

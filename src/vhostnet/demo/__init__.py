@@ -8,6 +8,8 @@ process of its own, started as a user would start it.
     guest_kernel  a distribution kernel, fetched once, never installed
     guest_image   the initramfs: busybox, iperf3, ethtool, the virtio modules
     guest_python  the same with python3 and the kernel's own vhost_net, for programs of ours
+    guest_host    the same with this machine's own files and programs, below another kernel
+    nested_host   that one as a running VM, with `vhostnet chardev` in it
     initramfs     the archive format, and what a binary or a module needs beside itself
     accel         whether KVM really works here
     machine       what a guest is made of, and the QEMU command line for it

@@ -97,16 +97,26 @@ def _cache_home() -> Path:
     return cache_dir("any-processor")
 
 
-def warm_for_any_processor(names: Sequence[str]) -> None:
-    """Compile kernels for the guest, here; some seconds a kernel if its sources are new.
+def warm_for_any_processor(*, packed_rings: bool = False) -> None:
+    """Compile the character device's kernels for the guest, here; seconds each if they are new.
 
     Raises:
         HostError: it failed.
     """
-    program = "import sys; from vhostnet.datapath import catalogue; catalogue.warm(sys.argv[1:])"
+    names = f"catalogue.kernels_for_character_device(packed_rings={packed_rings})"
+    program = f"from vhostnet.datapath import catalogue; catalogue.warm({names})"
+    run_for_any_processor("-c", program)
+
+
+def run_for_any_processor(*words: str) -> None:
+    """Run our Python here as a guest would: what it compiles, the guest has in its cache.
+
+    Raises:
+        HostError: it failed.
+    """
     with tempfile.TemporaryFile() as said:
         done = subprocess.run(
-            [sys.executable, "-c", program, *names],
+            [sys.executable, *words],
             env={**os.environ, **python_environment()},
             stdout=said,
             stderr=said,
@@ -115,4 +125,4 @@ def warm_for_any_processor(names: Sequence[str]) -> None:
         if done.returncode != 0:
             said.seek(0)
             last = said.read().decode(errors="replace").strip().splitlines()[-1:]
-            raise HostError(f"kernels for any processor: {' '.join(last)}")
+            raise HostError(f"compiling for any processor: {' '.join(last)}")
