@@ -6,9 +6,12 @@
     python -m vhostnet.bench.own_driver echo --rest-us 100 --asleep ...
     python -m vhostnet.bench.own_driver connect --socket PATH --socket PATH ...
     python -m vhostnet.bench.own_driver send --device /dev/vhost-net --tap tap0 --private ...
+    python -m vhostnet.bench.own_driver each "send --size 64 ..." "send --size 1500 ..." ...
+    python -m vhostnet.bench.own_driver warm
 
 `send`, `stream`, `receive` and `echo` measure and print one JSON object; `connect` attaches a
-quiet driver to each socket, prints "ready" and stays until its standard input ends.
+quiet driver to each socket, prints "ready" and stays until its standard input ends.  `each` runs
+commands one after the other in one process; `warm` compiles what `send` needs.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 
+from vhostnet.demo.netns import link_columns
 from vhostnet.uapi.virtio import (
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_RING_PACKED,
@@ -34,6 +39,8 @@ from vhostnet_frontend import (
     NetDriver,
     Region,
     RegionSpec,
+    SplitRing,
+    Transport,
     VhostUserTransport,
     open_tap,
 )
@@ -42,6 +49,7 @@ _CONNECT_S = 10.0
 _WARM_UP_S = 0.5
 _BUFFER = 2048
 _TRIPS, _LOST_MS = 500, 1000
+_RX_PACKETS = 1
 _ETHERNET = b"\x02\0\0\0\0\0" + b"\x02\0\0\0\0\x01" + b"\x88\xb5"
 
 
@@ -59,20 +67,26 @@ class _SlotTransport(VhostUserTransport):
             self.add_mem_reg(region)
 
 
-def open_driver(args: argparse.Namespace, path: str = "") -> NetDriver:
+@contextmanager
+def open_driver(args: argparse.Namespace, path: str = "") -> Iterator[NetDriver]:
     """Connect and negotiate; the rings are not running yet."""
-    features = DEFAULT_FEATURES
-    if args.device:
-        guest = GuestMemory(region_specs(1, args.num)[0].size, private=args.private)
-        tap = open_tap(args.tap, VNET_HDR_MRG_LEN)
-        return NetDriver(IoctlTransport(args.device), tap, num=args.num, memory=guest)
-    if args.packed:
-        features |= mask(VIRTIO_F_RING_PACKED)
-    if args.in_order:
-        features |= mask(VIRTIO_F_IN_ORDER)
-    transport = _SlotTransport.connect(path, wait=_CONNECT_S)
-    memory = GuestMemory(region_specs(args.regions, args.num))
-    return NetDriver(transport, features=features, num=args.num, memory=memory)
+    features, backend = DEFAULT_FEATURES, 0
+    transport: Transport
+    with ExitStack() as stack:
+        specs = region_specs(args.regions, args.num)
+        memory = stack.enter_context(GuestMemory(specs, private=args.private))
+        if args.device:
+            backend = open_tap(args.tap, VNET_HDR_MRG_LEN)
+            stack.callback(os.close, backend)
+            transport = IoctlTransport(args.device)
+        else:
+            if args.packed:
+                features |= mask(VIRTIO_F_RING_PACKED)
+            if args.in_order:
+                features |= mask(VIRTIO_F_IN_ORDER)
+            transport = _SlotTransport.connect(path, wait=_CONNECT_S)
+        driver = NetDriver(transport, backend, features=features, num=args.num, memory=memory)
+        yield stack.enter_context(driver)
 
 
 def region_specs(n: int, num: int) -> list[RegionSpec]:
@@ -87,12 +101,22 @@ def region_specs(n: int, num: int) -> list[RegionSpec]:
 
 
 def send(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
-    """Send flat out."""
+    """Send flat out; what goes into a TAP of ours must arrive there."""
+    before = _taken_by(args.tap) if args.tap else 0
     driver.start(post_rx=False)
     sender = driver.sender(frame(args.size))
     sender.run(seconds=_WARM_UP_S)
     counts = sender.run(seconds=args.seconds)
+    if args.tap:
+        all_back = sender.finish()
+        back, taken = sender.counters()["completed"], _taken_by(args.tap) - before
+        if not all_back or not 0 < back == taken:
+            raise SystemExit(f"own_driver: {back} came back, {args.tap} has taken {taken}")
     return {"mpps": counts.rate / 1e6, "kicks": counts.kicks, "waits": counts.waits}
+
+
+def _taken_by(tap: str) -> int:
+    return link_columns(tap)[_RX_PACKETS]
 
 
 def stream(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
@@ -159,10 +183,22 @@ def connect(args: argparse.Namespace) -> None:
         sys.stdin.read()
 
 
-def main() -> None:
+def warm() -> None:
+    """Compile what `send` needs; no device is needed for that."""
+    from vhostnet_frontend import FastSender
+
+    with GuestMemory(1 << 20) as memory:
+        fd = os.eventfd(0)
+        FastSender(SplitRing(memory, 64), frame(64), kick_fd=fd, call_fd=fd).close()
+        os.close(fd)
+
+
+def run(words: Sequence[str]) -> None:
     """Run one of the commands."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("send", "stream", "receive", "echo", "connect"))
+    measuring = {"send": send, "stream": stream, "receive": receive, "echo": echo}
+    parser.add_argument("what", choices=(*measuring, "connect", "each", "warm"))
+    parser.add_argument("commands", nargs="*", help="for each: what to run")
     parser.add_argument("--socket", action="append", default=[])
     parser.add_argument("--device", help="a vhost character device, instead of a socket")
     parser.add_argument("--tap", help="with --device: the TAP it is given")
@@ -177,16 +213,20 @@ def main() -> None:
     parser.add_argument("--in-order", action="store_true")
     parser.add_argument("--asleep", action="store_true")
     parser.add_argument("--rest-us", type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.cpu is not None:
         os.sched_setaffinity(0, {args.cpu})
     if args.what == "connect":
         connect(args)
-        return
-    command = {"send": send, "stream": stream, "receive": receive, "echo": echo}[args.what]
-    with open_driver(args, *args.socket[:1]) as driver:
-        print(json.dumps(command(args, driver)))
+    elif args.what == "warm":
+        warm()
+    elif args.what == "each":
+        for command in args.commands:
+            run(shlex.split(command))
+    else:
+        with open_driver(args, *args.socket[:1]) as driver:
+            print(json.dumps(measuring[args.what](args, driver)), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(sys.argv[1:])

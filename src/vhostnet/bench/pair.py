@@ -22,6 +22,7 @@ from vhostnet.demo.tools import output_of, require
 from vhostnet.errors import HostError
 from vhostnet_frontend.ioctl_transport import DEVICE
 
+OWN_DRIVER = "vhostnet.bench.own_driver"
 RING_SIZE = 1024
 _MBUFS = 20000
 _SOCKET_S = 10.0
@@ -140,16 +141,22 @@ def _numbers(run: Run, argv: Sequence[str], prefix: Sequence[str]) -> Mapping[st
 
 def driver_command(run: Run, what: str, sockets: Sequence[Path], **options: Any) -> list[str]:
     """The command that `our_driver` runs."""
-    argv = ["-m", "vhostnet.bench.own_driver", what]
+    argv = ["-m", OWN_DRIVER, what]
     for path in sockets:
         argv += ["--socket", str(path)]
-    for name, value in {"seconds": run.seconds, **options}.items():
-        if value is True:
-            argv.append(f"--{name.replace('_', '-')}")
-        elif value is not False:
-            argv += [f"--{name.replace('_', '-')}", str(value)]
+    argv += option_words({"seconds": run.seconds, **options})
     run.note(["taskset", "-c", str(run.driver_cpu), "python", *argv])
     return [sys.executable, *argv]
+
+
+def option_words(options: Mapping[str, Any]) -> list[str]:
+    """A program's options: True is one without a value, False is none."""
+    words = []
+    for name, value in options.items():
+        if value is not False:
+            words.append(f"--{name.replace('_', '-')}")
+            words += [] if value is True else [str(value)]
+    return words
 
 
 def socket_of(run: Run) -> Path:

@@ -96,11 +96,7 @@ class Namespace:
 
     def link_columns(self, name: str) -> list[int]:
         """An interface's columns in /proc/net/dev, read at once and without a process."""
-        for line in Path(f"/proc/{self._holder.pid}/net/dev").read_text().splitlines():
-            device, _, numbers = line.partition(":")
-            if device.strip() == name:
-                return [int(number) for number in numbers.split()]
-        raise HostError(f"there is no interface {name}")
+        return link_columns(name, Path(f"/proc/{self._holder.pid}/net/dev"))
 
     def close(self) -> None:
         """Let the namespace go; it vanishes when its last process has ended."""
@@ -116,6 +112,19 @@ class Namespace:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def link_columns(name: str, place: Path = Path("/proc/net/dev")) -> list[int]:
+    """An interface's columns in a network namespace's *place*, here the caller's own.
+
+    Raises:
+        HostError: there is no such interface.
+    """
+    for line in place.read_text().splitlines():
+        device, _, numbers = line.partition(":")
+        if device.strip() == name:
+            return [int(number) for number in numbers.split()]
+    raise HostError(f"there is no interface {name}")
 
 
 def check_tun_node() -> None:

@@ -43,3 +43,8 @@ def test_a_drivers_command_is_noted_without_the_runs_folder(tmp_path) -> None:
         "taskset -c 1 python -m vhostnet.bench.own_driver send --socket DIR/a "
         "--seconds 1.5 --size 64 --packed"
     ]
+
+
+def test_a_driver_may_run_for_another_time_than_is_measured(tmp_path) -> None:
+    run = Run(1.5, 0, 1, False, tmp_path)
+    assert driver_command(run, "stream", [], seconds=60)[-3:] == ["stream", "--seconds", "60"]
