@@ -7,6 +7,7 @@ from vhostnet.bench.workloads.cost import COST, SCALE
 from vhostnet.bench.workloads.guests import GUESTS
 from vhostnet.bench.workloads.latency import LATENCY
 from vhostnet.bench.workloads.memory import PRIVATE
+from vhostnet.bench.workloads.nested import NESTED
 from vhostnet.bench.workloads.overhead import OVERHEAD
 from vhostnet.bench.workloads.own import G2D_OWN
 from vhostnet.bench.workloads.rings import D2G, G2D, LOOP
@@ -26,6 +27,7 @@ WORKLOADS: tuple[Workload, ...] = (
     TAP2G,
     PRIVATE,
     GUESTS,
+    NESTED,
     LATENCY,
     COST,
     SCALE,
