@@ -17,9 +17,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from vhostnet.native._jit import helper, kernel
+from vhostnet.native._jit import JIT_ENABLED, helper, hot, kernel
 from vhostnet.native.libc_raw import copy_bytes, epoll_wait, read, write
-from vhostnet.native.ordering import load_relaxed_i64, load_relaxed_u16, store_i64
+from vhostnet.native.ordering import (
+    cpu_relax,
+    load_i64_at,
+    load_relaxed_i64,
+    load_relaxed_u16,
+    store_i64,
+)
+from vhostnet.native.prefetch import prefetch_write
 from vhostnet.uapi.virtio import VNET_HDR_NUM_BUFFERS, VRING_DESC_F_WRITE
 
 from . import fast_packed, fast_split  # noqa: F401  (the bodies)
@@ -35,10 +42,20 @@ from .fast_ops import (
 
 Record = Any
 BATCH = 64
-_SPINS = 200
+#: Looks at a ring before sleep, longer than it takes to be woken: a driver that sleeps sooner
+#: finds a device that has gone to sleep meanwhile, and the other way round.
+_SPINS = 2000 if JIT_ENABLED else 50
+_CACHE_LINE = 64
+#: Slots between the one that is filled and the one whose lines are asked for.
+_AHEAD = 8
+#: Frames up to this are copied in the loop, by so many bytes at a time.
+_SMALL = 128
+_STEP = 16
+#: What a template must have behind its last frame.
+READ_PAST = _STEP
 
 
-@helper
+@hot
 def _take_slot(ring: Record, free: Any, busy: Any) -> int:
     """The next free slot; there must be one."""
     head = int(ring["free_head"])
@@ -50,7 +67,7 @@ def _take_slot(ring: Record, free: Any, busy: Any) -> int:
     return slot
 
 
-@helper
+@hot
 def _give_slot(ring: Record, free: Any, busy: Any, slot: int) -> None:
     num = int(ring["num"])
     tail = int(ring["free_head"]) + int(ring["n_free"])
@@ -59,7 +76,7 @@ def _give_slot(ring: Record, free: Any, busy: Any, slot: int) -> None:
     busy[slot] = 0
 
 
-@helper
+@hot
 def _next_used(ring: Record, busy: Any) -> tuple[int, int]:
     """(slot, length) of the next chain that came back, (-1, 0): none; an id that is not in
     flight is counted and skipped.
@@ -108,6 +125,7 @@ def _wait(ring: Record, after: int, wait_ms: int) -> bool:
         slot, _length = driver_peek_used(ring)
         if slot >= 0:
             return True
+        cpu_relax()
     woken = True
     if not driver_enable_interrupts(ring, after):
         ring["waits"] += 1
@@ -121,16 +139,58 @@ def _wait(ring: Record, after: int, wait_ms: int) -> bool:
     return True
 
 
-@helper
+@hot
 def _reap_sent(ring: Record, free: Any, busy: Any) -> int:
     n = 0
     while True:
         slot, _length = _next_used(ring, busy)
         if slot < 0:
+            ring["completed"] += n
             return n
         _give_slot(ring, free, busy, slot)
-        ring["completed"] += 1
         n += 1
+
+
+@hot
+def _copy_frame(dst_hva: int, src_hva: int, size: int) -> None:
+    """Copy *size* bytes; a small frame in whole vectors, for which both have room."""
+    if size > _SMALL:
+        copy_bytes(dst_hva, src_hva, size)
+        return
+    for at in range(0, size, _STEP):
+        low = load_i64_at(src_hva, at)
+        high = load_i64_at(src_hva, at + 8)
+        store_i64(dst_hva + at, low)
+        store_i64(dst_hva + at + 8, high)
+
+
+@hot
+def _fill_slots(ring: Record, free: Any, busy: Any, frame_hva: int, size: int, n: int) -> None:
+    """Write the next *n* frames into free slots, and their descriptors."""
+    num = int(ring["num"])
+    buf_hva = int(ring["buf_hva"])
+    stride = int(ring["stride"])
+    stamp_at = int(ring["stamp_at"])
+    template_end = int(ring["template_end"])
+    at = int(ring["template_at"])
+    lead = min(_AHEAD, num - 1)
+    for _ in range(n):
+        # the device's processor has the lines of a free slot: take them back in time
+        ahead = int(ring["free_head"]) + lead
+        ahead_hva = buf_hva + int(free[ahead - num if ahead >= num else ahead]) * stride
+        prefetch_write(ahead_hva)
+        prefetch_write(ahead_hva + _CACHE_LINE)
+        slot = _take_slot(ring, free, busy)
+        hva = buf_hva + slot * stride
+        _copy_frame(hva, frame_hva + at, size)
+        at += size
+        if at >= template_end:
+            at = 0
+        if stamp_at >= 0:
+            store_i64(hva + stamp_at, int(ring["sequence"]))
+        ring["sequence"] += 1
+        driver_add(ring, slot, size, 0)
+    ring["template_at"] = at
 
 
 @kernel
@@ -151,22 +211,11 @@ def flood(
     """
     ring = ring_array[0]
     num = int(ring["num"])
-    stamp_at = int(ring["stamp_at"])
     sent = 0
     while True:
         reaped = _reap_sent(ring, free, busy)
         n = min(int(ring["n_free"]), BATCH, limit - sent)
-        for _ in range(n):
-            slot = _take_slot(ring, free, busy)
-            hva = int(ring["buf_hva"]) + slot * int(ring["stride"])
-            at = int(ring["template_at"])
-            copy_bytes(hva, frame_hva + at, size)
-            at += size
-            ring["template_at"] = 0 if at >= int(ring["template_end"]) else at
-            if stamp_at >= 0:
-                store_i64(hva + stamp_at, int(ring["sequence"]))
-            ring["sequence"] += 1
-            driver_add(ring, slot, size, 0)
+        _fill_slots(ring, free, busy, frame_hva, size, n)
         if n > 0:
             driver_publish(ring)
             _kick(ring)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vhostnet.native._jit import helper, implements
+from vhostnet.native._jit import hot, implements
 from vhostnet.native.ordering import (
     load_acquire_u16,
     load_relaxed_i32,
@@ -42,12 +42,12 @@ _WRAP = 1 << VRING_PACKED_EVENT_F_WRAP_CTR
 _FLAGS_AT = 14
 
 
-@helper
+@hot
 def _flags_hva(ring: Record, at: int) -> int:
     return int(ring["ring_hva"]) + VRING_DESC_SIZE * at + _FLAGS_AT
 
 
-@implements(driver_add, FAST_PACKED)
+@implements(driver_add, FAST_PACKED, is_hot=True)
 def _add(ring: Record, slot: int, size: int, flags: int) -> None:
     at = int(ring["next_avail"])
     wrap = int(ring["avail_wrap"])
@@ -94,13 +94,13 @@ def _needs_kick(ring: Record) -> bool:
     return ((new - event - 1) & 0xFFFF) < added
 
 
-@helper
+@hot
 def _is_used(ring: Record, at: int, wrap: int) -> bool:
     flags = load_acquire_u16(_flags_hva(ring, at)) & (_AVAIL | _USED)
     return flags == (_AVAIL | _USED if wrap else 0)
 
 
-@implements(driver_peek_used, FAST_PACKED)
+@implements(driver_peek_used, FAST_PACKED, is_hot=True)
 def _peek_used(ring: Record) -> tuple[int, int]:
     at = int(ring["next_used"])
     # the flags before id and length (3)
@@ -110,7 +110,7 @@ def _peek_used(ring: Record) -> tuple[int, int]:
     return load_relaxed_u16(desc + 12), load_relaxed_i32(desc + 8) & 0xFFFFFFFF
 
 
-@implements(driver_skip_used, FAST_PACKED)
+@implements(driver_skip_used, FAST_PACKED, is_hot=True)
 def _skip_used(ring: Record) -> None:
     at = int(ring["next_used"]) + 1
     if at == int(ring["num"]):

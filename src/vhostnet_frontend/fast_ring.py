@@ -20,7 +20,7 @@ import numpy as np
 
 from vhostnet.uapi.virtio import VNET_HDR_LEN, VNET_HDR_MRG_LEN
 
-from .fast_flood import drain, flood
+from .fast_flood import READ_PAST, drain, flood
 from .fast_layout import FAST_PACKED, FAST_SPLIT
 from .packed_ring import PackedRing
 from .split_ring import SplitRing
@@ -186,8 +186,9 @@ class FastSender(_FastRing):
         if stamped and len(frame) < _STAMP_OFFSET + _STAMP_SIZE:
             raise ValueError(f"a stamped frame has {_STAMP_OFFSET + _STAMP_SIZE} bytes or more")
         each = [bytes(hdr_len) + one for one in (frame, *others)]
-        self._template = np.frombuffer(b"".join(each), np.uint8).copy()
         self._size = len(each[0])
+        template = b"".join(each)
+        self._template = np.frombuffer(template + bytes(READ_PAST), np.uint8).copy()
         super().__init__(
             ring,
             kick_fd=kick_fd,
@@ -196,7 +197,7 @@ class FastSender(_FastRing):
             buffer_size=self._size,
             stamped=stamped,
         )
-        self.record[0]["template_end"] = len(self._template)
+        self.record[0]["template_end"] = len(template)
         self._flood(0)  # compiles, if need be, before a clock runs
 
     def _flood(self, limit: int) -> int:

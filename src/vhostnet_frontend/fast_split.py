@@ -41,7 +41,7 @@ from .fast_ops import (
 Record = Any
 
 
-@implements(driver_add, FAST_SPLIT)
+@implements(driver_add, FAST_SPLIT, is_hot=True)
 def _add(ring: Record, slot: int, size: int, flags: int) -> None:
     desc = int(ring["desc_hva"]) + VRING_DESC_SIZE * slot
     store_i64(desc, int(ring["buf_gpa"]) + slot * int(ring["stride"]))
@@ -72,7 +72,7 @@ def _needs_kick(ring: Record) -> bool:
     return load_relaxed_u16(used_hva + VRING_USED_FLAGS) & VRING_USED_F_NO_NOTIFY == 0
 
 
-@implements(driver_peek_used, FAST_SPLIT)
+@implements(driver_peek_used, FAST_SPLIT, is_hot=True)
 def _peek_used(ring: Record) -> tuple[int, int]:
     seen = int(ring["used_seen"])
     used_hva = int(ring["used_hva"])
@@ -85,7 +85,7 @@ def _peek_used(ring: Record) -> tuple[int, int]:
     return load_relaxed_i32(at) & 0xFFFFFFFF, load_relaxed_i32(at + 4) & 0xFFFFFFFF
 
 
-@implements(driver_skip_used, FAST_SPLIT)
+@implements(driver_skip_used, FAST_SPLIT, is_hot=True)
 def _skip_used(ring: Record) -> None:
     ring["used_seen"] = (int(ring["used_seen"]) + 1) & 0xFFFF
 

@@ -81,6 +81,19 @@ def test_several_frames_are_sent_in_turns() -> None:
     tap.close()
 
 
+@pytest.mark.parametrize("size", [14, 20, 21, 52, 116, 117, 1514])
+def test_frames_of_any_size_are_sent_byte_for_byte(size: int) -> None:
+    tap = SocketTap()
+    sent = [bytes((k * 7 + n) & 0xFF for k in range(size)) for n in range(3)]
+    with NetDriver(in_process(tap.queue), num=16) as driver:
+        driver.start()
+        sender = driver.sender(sent[0], others=sent[1:])
+        sender.run(count=40)  # each slot more than once
+        assert sender.finish()
+        assert [packet[12:] for packet in tap.sent()] == [sent[k % 3] for k in range(40)]
+    tap.close()
+
+
 @pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES)
 def test_what_the_receiver_counts_is_what_the_device_counts(features: int) -> None:
     backend = GenBackend(1, 300)

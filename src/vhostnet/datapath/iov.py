@@ -35,7 +35,7 @@ def iov_from_buffer(iov: Any, at: int, n: int, src_hva: int, size: int) -> int:
     return done
 
 
-@helper
+@hot
 def iov_byte(iov: Any, at: int, n: int, offset: int) -> int:
     """The byte at *offset* of iov[at:at + n]; 0 beyond the end."""
     for i in range(at, at + n):

@@ -5,9 +5,11 @@ A buffer was last touched by the driver's processor.  Ours has to ask for each l
 hint: it is read again, and checked, when the chain's turn comes.
 
 That is worth it for buffers that are written to, and for packets whose bytes decide what is done
-with them.  Where a packet is only copied away it is worth it in a packed ring, whose next
-descriptors are at hand; in a split one, with two more lines to look at, it made nothing faster, nor
-did asking for descriptors (docs/benchmarks.md has what was tried).
+with them.  Where a packet is only copied away it is worth it if the driver is well ahead of us: the
+first look at a buffer is then most of the time that a packet takes.  It is not if we wait for the
+driver, whose lines we would take away while it writes.  A split ring's index says how far ahead it
+is; a packed ring's next descriptors are at hand, and it gained either way.  Asking for descriptors
+made nothing faster (docs/benchmarks.md has what was tried).
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ from .layout import (
 Record = Any
 #: Chains between the one that is worked on and the one whose buffer is fetched.
 BUFFERS_AHEAD = 6
+#: Chains seen in a split ring, and not yet taken, with which the driver is well ahead of us.
+BACKLOG = 32
 #: of a buffer that is copied to or from; the processor goes on by itself behind so many.
 MOST_BYTES = 512
 CACHE_LINE = 64
@@ -104,13 +108,19 @@ def copied_ahead(vq: Record) -> int:
     raise NotImplementedError
 
 
-@implements(copied_ahead, PACKED_VRING)
+@implements(copied_ahead, PACKED_VRING, is_hot=True)
 def _copied_ahead_packed(vq: Record) -> int:  # noqa: ARG001
-    return HEADERS
+    return MOST_BYTES
 
 
-@implements(copied_ahead, SPLIT_VRING, REMOTE_VRING, REMOTE_PACKED_VRING)
-def _copied_ahead_split(vq: Record) -> int:  # noqa: ARG001
+@implements(copied_ahead, SPLIT_VRING, is_hot=True)
+def _copied_ahead_split(vq: Record) -> int:
+    backlog = (int(vq["avail_idx"]) - int(vq["last_avail_idx"])) & 0xFFFF
+    return MOST_BYTES if backlog > BACKLOG else 0
+
+
+@implements(copied_ahead, REMOTE_VRING, REMOTE_PACKED_VRING)
+def _copied_ahead_remote(vq: Record) -> int:  # noqa: ARG001
     return 0
 
 

@@ -79,7 +79,7 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
     hdr_len = int(vq["hdr_len"])
     has_gso_type = hdr_len > VNET_HDR_GSO_TYPE
     capture_hva = int(vq["capture_hva"])
-    reads = max(backend_reads(bk), copied_ahead(vq))
+    reads = backend_reads(bk)
     taken = 0
     taken_bytes = 0
     outcome = _flush(worker, vq, bk)  # of an earlier run
@@ -93,8 +93,9 @@ def handle_tx(worker: Record, vq: Record, mem: Any, bk: Record, iov: Any) -> int
             if flushed < 0:
                 break
             outcome = max(outcome, flushed)
-        if reads > 0:
-            look_ahead(vq, mem, reads, VHOST_ACCESS_RO)
+        ahead = max(reads, copied_ahead(vq))
+        if ahead > 0:
+            look_ahead(vq, mem, ahead, VHOST_ACCESS_RO)
         head, n_out, n_in, out_len, _in_len = get_vq_desc(vq, mem, iov, 1)
         if head < 0:
             # Completions first: the driver may wait for them before it kicks again.
