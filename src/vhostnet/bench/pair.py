@@ -57,10 +57,11 @@ def dpdk_device(
     other_ports: Sequence[str] = (),
     options: Sequence[str] = (),
     prefix: Sequence[str] = (),
+    queue_pairs: int = 1,
 ) -> Iterator[Testpmd]:
     """testpmd with a net_vhost port on the device's core; its socket is `socket_of(run)`."""
-    vdevs = [f"net_vhost0,iface={socket_of(run)},queues=1", *other_ports]
-    with dpdk(run, vdevs, run.device_cpu, options, prefix) as device:
+    vdevs = [f"net_vhost0,iface={socket_of(run)},queues={queue_pairs}", *other_ports]
+    with dpdk(run, vdevs, run.device_cpu, options, prefix, queue_pairs) as device:
         deadline = time.monotonic() + _SOCKET_S
         while not socket_of(run).exists():
             if time.monotonic() > deadline:
@@ -71,7 +72,12 @@ def dpdk_device(
 
 @contextmanager
 def dpdk_driver(
-    run: Run, virtio: str, *, options: Sequence[str] = (), other_ports: Sequence[str] = ()
+    run: Run,
+    virtio: str,
+    *,
+    options: Sequence[str] = (),
+    other_ports: Sequence[str] = (),
+    queue_pairs: int = 1,
 ) -> Iterator[Testpmd]:
     """testpmd with a virtio_user port on the driver's core.
 
@@ -79,8 +85,9 @@ def dpdk_driver(
         virtio: options of virtio_user, such as "packed_vq=1,mrg_rxbuf=0".
         other_ports: behind it, for forwarding.
     """
-    port = f"net_virtio_user0,path={socket_of(run)},queues=1,queue_size={RING_SIZE},{virtio}"
-    with dpdk(run, [port, *other_ports], run.driver_cpu, options) as driver:
+    port = f"net_virtio_user0,path={socket_of(run)},queues={queue_pairs},queue_size={RING_SIZE}"
+    ports = [f"{port},{virtio}", *other_ports]
+    with dpdk(run, ports, run.driver_cpu, options, queue_pairs=queue_pairs) as driver:
         yield driver
 
 
@@ -91,6 +98,7 @@ def dpdk(
     cpu: int,
     options: Sequence[str] = (),
     prefix: Sequence[str] = (),
+    queue_pairs: int = 1,
 ) -> Iterator[Testpmd]:
     """testpmd with any ports on one core, ready, and noted down."""
     testpmd = Testpmd(
@@ -99,6 +107,7 @@ def dpdk(
         memory_mib=512,
         hugepages=run.hugepages,
         queue_size=RING_SIZE,
+        queue_pairs=queue_pairs,
         mbufs=_MBUFS,
         options=["--burst=32", *options],
         prefix=prefix,
