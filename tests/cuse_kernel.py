@@ -99,9 +99,10 @@ class CuseKernel:
             self.call(0, fuse.CUSE_INIT, fuse.CUSE_INIT_IN, init)
             self._mine.settimeout(PATIENCE_S)
             number = os.stat(STANDS_IN).st_rdev
-            (sys_folder / "vhost-net").mkdir()
-            text = f"{os.major(number)}:{os.minor(number)}\n"
-            (sys_folder / "vhost-net" / "dev").write_text(text)
+            making = sys_folder / "in the making"
+            making.mkdir()
+            (making / "dev").write_text(f"{os.major(number)}:{os.minor(number)}\n")
+            making.rename(sys_folder / "vhost-net")  # whoever finds it finds it whole
             said = os.read(ready, 64) if select.select([ready], [], [], READY_S)[0] else b""
             assert said == b"READY=1\n", self.log()[-2000:]
         except BaseException:

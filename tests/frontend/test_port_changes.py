@@ -15,6 +15,7 @@ from beds import frame
 from port_bed import LEGACY, MRG, OFFLOADS, PACKED_MRG, V1, PortBed, received
 
 from flooding import flooding
+from serve_process import PATIENCE_S
 from vhostnet.backends.port import PortBackend
 from vhostnet.datapath import catalogue
 from vhostnet.device import port_net
@@ -51,7 +52,7 @@ def check_both_ways(ours: list[NetDriver], theirs: list[NetDriver], number: int)
         for sender, receiver in ((a, b), (b, a)):
             wanted = frame(10 * number + pair)
             sender.send(wanted)
-            while (found := receiver.receive(timeout=5.0)) != wanted:
+            while (found := receiver.receive(timeout=PATIENCE_S)) != wanted:
                 assert found is not None, f"turn {number}, pair {pair}"
 
 
@@ -87,7 +88,7 @@ def test_a_partner_removed_under_traffic_and_added_with_other_features(
     theirs = guests(bed, 1 - stayer)
     with flooding(ours[0], frame(1, 300)):
         for turn in range(TURNS):
-            assert theirs[0].receive(timeout=5.0) == frame(1, 300), turn
+            assert theirs[0].receive(timeout=PATIENCE_S) == frame(1, 300), turn
             for other in theirs:
                 other.send(frame(turn))  # what it sends last may be under way
             bed.remove(1 - stayer)
@@ -111,8 +112,8 @@ def test_both_removed_under_traffic_and_added_in_either_order(bed: PortBed, firs
             flooding(a[0], frame(1, 300), to_the_end=False),
             flooding(b[-1], frame(1, 300), to_the_end=False),
         ):
-            assert b[0].receive(timeout=5.0) is not None
-            assert a[-1].receive(timeout=5.0) is not None
+            assert b[0].receive(timeout=PATIENCE_S) is not None
+            assert a[-1].receive(timeout=PATIENCE_S) is not None
             for card in (first, 1 - first):
                 for net in bed.cards[card]:
                     net.reset_owner()
@@ -139,7 +140,7 @@ def test_a_worker_that_saw_nothing_of_a_change_finds_the_new_partner(
             bed.add(1 - stayer)
             theirs = guests(bed, 1 - stayer, FEATURES[turn % len(FEATURES)])
             theirs[0].send(frame(1000 + turn))
-        assert ours[0].receive(timeout=5.0) == frame(1000 + turn)
+        assert ours[0].receive(timeout=PATIENCE_S) == frame(1000 + turn)
     check_unharmed(bed, stayer)
 
 
