@@ -25,7 +25,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
-from vhostnet.demo.netns import link_columns
+from vhostnet.demo.netns import RX_PACKETS, link_columns
 from vhostnet.uapi.virtio import (
     VIRTIO_F_IN_ORDER,
     VIRTIO_F_RING_PACKED,
@@ -49,7 +49,6 @@ _CONNECT_S = 10.0
 _WARM_UP_S = 0.5
 _BUFFER = 2048
 _TRIPS, _LOST_MS = 500, 1000
-_RX_PACKETS = 1
 _ETHERNET = b"\x02\0\0\0\0\0" + b"\x02\0\0\0\0\x01" + b"\x88\xb5"
 
 
@@ -116,7 +115,7 @@ def send(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:
 
 
 def _taken_by(tap: str) -> int:
-    return link_columns(tap)[_RX_PACKETS]
+    return link_columns(tap)[RX_PACKETS]
 
 
 def stream(args: argparse.Namespace, driver: NetDriver) -> Mapping[str, float]:

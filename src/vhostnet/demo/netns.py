@@ -21,6 +21,8 @@ from vhostnet.demo.tools import end, output_of, require, spawn
 from vhostnet.errors import HostError
 
 TUN_NODE = "/dev/net/tun"
+#: Some columns of `link_columns`.
+RX_BYTES, RX_PACKETS, TX_PACKETS = 0, 1, 9
 
 _COUNTERS = [
     f"{way}_{what}" for way in ("rx", "tx") for what in ("bytes", "packets", "errs", "drop")

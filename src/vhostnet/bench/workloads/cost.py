@@ -18,14 +18,13 @@ from vhostnet.bench.model import OURS, Case, Metric, Run, Workload
 from vhostnet.bench.pair import (
     cpu_seconds,
     dpdk_device,
-    dpdk_driver,
     driver_command,
     our_device,
     our_driver,
     pinned,
     socket_of,
 )
-from vhostnet.bench.workloads.rings import NEEDS, measure, virtio_options
+from vhostnet.bench.workloads.rings import NEEDS, VIRTIO, ours_g2d, peer_g2d
 from vhostnet.demo.daemon import Daemon
 from vhostnet.demo.tools import end, spawn
 from vhostnet.errors import HostError
@@ -35,9 +34,6 @@ _SETTLE_S = 1.0
 _DEVICES = (1, 2, 8, 32, 128)
 _REGIONS = (8, 64, 509)
 _RING_SIZES = (64, 256, 4096)
-#: What Linux guests use.
-_VIRTIO = virtio_options(0, 1, 0)
-_SMALL = ["--txpkts=64"]
 
 _IDLE = Metric("idle_percent", "processor when idle", "% of a core", "lower")
 _RSS = Metric("rss_mib", "memory (RSS)", "MiB", "lower")
@@ -151,26 +147,6 @@ def regions(run: Run, n: int, num: int = 1024) -> Mapping[str, float]:
         return {"mpps": our_driver(run, "send", regions=n, num=num)["mpps"]}
 
 
-def ours_pairs(run: Run, n: int) -> Mapping[str, float]:
-    """DPDK's driver sends through n queue pairs, each with a worker of ours."""
-    options = ["--queue-pairs", str(n)]
-    with (
-        our_device(run, "null", *options),
-        dpdk_driver(run, _VIRTIO, options=_SMALL, queue_pairs=n) as driver,
-    ):
-        return {"mpps": measure(run, driver, "txonly")}
-
-
-def dpdk_pairs(run: Run, n: int) -> Mapping[str, float]:
-    """DPDK's driver sends through n queue pairs, and one thread polls them all."""
-    with (
-        dpdk_device(run, queue_pairs=n) as device,
-        dpdk_driver(run, _VIRTIO, options=_SMALL, queue_pairs=n) as driver,
-    ):
-        device.start("rxonly")
-        return {"mpps": measure(run, driver, "txonly")}
-
-
 def _cost_cases() -> Sequence[Case]:
     return [
         Case(
@@ -239,9 +215,9 @@ def _scale_cases() -> Sequence[Case]:
             {"queue_pairs": 2},
             (_RATE,),
             {
-                OURS: partial(ours_pairs, n=2),
-                "vhostnet, 1 pair": partial(ours_pairs, n=1),
-                DPDK: partial(dpdk_pairs, n=2),
+                OURS: partial(ours_g2d, virtio=VIRTIO, size=64, queue_pairs=2),
+                "vhostnet, 1 pair": partial(ours_g2d, virtio=VIRTIO, size=64),
+                DPDK: partial(peer_g2d, virtio=VIRTIO, size=64, queue_pairs=2),
             },
             busy_threads=3,
         )

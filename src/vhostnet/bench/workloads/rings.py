@@ -30,6 +30,10 @@ def virtio_options(packed: int, mrg_rxbuf: int, in_order: int) -> str:
     return f"packed_vq={packed},mrg_rxbuf={mrg_rxbuf},in_order={in_order}"
 
 
+#: What Linux guests use.
+VIRTIO = virtio_options(0, 1, 0)
+
+
 def measure(run: Run, driver: Testpmd, mode: str) -> float:
     """Let a driver send or receive; returns Mpps by its own counters and clock."""
     driver.start(mode)
@@ -40,15 +44,22 @@ def measure(run: Run, driver: Testpmd, mode: str) -> float:
     return (stats.rx_pps if mode in _RECEIVING else stats.tx_pps) / 1e6
 
 
-def ours_g2d(run: Run, virtio: str, size: int) -> dict[str, float]:
-    """The driver sends, our null backend copies."""
-    with our_device(run, "null"), _sender(run, virtio, size) as driver:
+def ours_g2d(run: Run, virtio: str, size: int, queue_pairs: int = 1) -> dict[str, float]:
+    """The driver sends, our null backend copies; a worker for each queue pair."""
+    options = ["--queue-pairs", str(queue_pairs)] if queue_pairs > 1 else []
+    with (
+        our_device(run, "null", *options),
+        _sender(run, virtio, size, queue_pairs) as driver,
+    ):
         return {"mpps": measure(run, driver, _mode(size))}
 
 
-def peer_g2d(run: Run, virtio: str, size: int) -> dict[str, float]:
-    """The driver sends, DPDK's device copies into its own buffers."""
-    with dpdk_device(run) as device, _sender(run, virtio, size) as driver:
+def peer_g2d(run: Run, virtio: str, size: int, queue_pairs: int = 1) -> dict[str, float]:
+    """The driver sends, DPDK's device copies into its own buffers; one thread polls all pairs."""
+    with (
+        dpdk_device(run, queue_pairs=queue_pairs) as device,
+        _sender(run, virtio, size, queue_pairs) as driver,
+    ):
         device.start("rxonly")
         return {"mpps": measure(run, driver, _mode(size))}
 
@@ -91,10 +102,11 @@ def _txpkts(size: int) -> str:
     return f"--txpkts={size}"
 
 
-def _sender(run: Run, virtio: str, size: int) -> AbstractContextManager[Testpmd]:
+def _sender(run: Run, virtio: str, size: int, queue_pairs: int) -> AbstractContextManager[Testpmd]:
     """A driver that can send; the mix comes from a port that plays a capture file."""
     options = [_txpkts(size)] if size != IMIX else []
-    return dpdk_driver(run, virtio, options=options, other_ports=_players(run, size))
+    players = _players(run, size)
+    return dpdk_driver(run, virtio, options=options, other_ports=players, queue_pairs=queue_pairs)
 
 
 def _players(run: Run, size: int) -> list[str]:
@@ -110,15 +122,14 @@ def _mode(size: int) -> str:
 
 
 def _loop_cases() -> Sequence[Case]:
-    virtio = virtio_options(0, 1, 0)
     return [
         Case(
             f"split mrg_rxbuf=1 in_order=0 {size} B",
             {"packed": 0, "mrg_rxbuf": 1, "in_order": 0, "size": size},
             (Metric("mpps", "packets there and back", "million/s", "higher"),),
             {
-                OURS: partial(ours_loop, virtio=virtio, size=size),
-                PEER: partial(peer_loop, virtio=virtio, size=size),
+                OURS: partial(ours_loop, virtio=VIRTIO, size=size),
+                PEER: partial(peer_loop, virtio=VIRTIO, size=size),
             },
         )
         for size in SIZES

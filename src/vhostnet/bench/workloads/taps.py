@@ -31,8 +31,8 @@ from vhostnet.bench.pair import (
     our_device,
 )
 from vhostnet.bench.testpmd import Testpmd
-from vhostnet.bench.workloads.rings import NEEDS, SIZES, virtio_options
-from vhostnet.demo.netns import Namespace
+from vhostnet.bench.workloads.rings import NEEDS, SIZES, VIRTIO
+from vhostnet.demo.netns import RX_PACKETS, TX_PACKETS, Namespace
 from vhostnet.demo.tools import end
 from vhostnet.errors import HostError
 
@@ -40,13 +40,10 @@ TAP = "tap0"
 DPDK, BARE_WRITE, BARE_READ = "DPDK net_vhost+net_tap", "bare write()", "bare read()"
 #: Packets in the TAP's queue: 0.8 kB each, and a tenth of a second to read.
 FILL = 250_000
-#: What Linux guests use.
-VIRTIO = virtio_options(0, 1, 0)
 _EMPTY_S = 20.0
 _LOOK_S = 0.002
 _SETTLE_S = 0.1
 _NEEDS = (*NEEDS, "gcc", "ip")
-_RX_PACKETS, _TX_PACKETS = 1, 9
 
 
 def counter(host: Namespace, column: int) -> int:
@@ -65,10 +62,10 @@ def taken_per_second(
     """How fast the TAP's interface takes packets, in Mpps; with the process's own time."""
     device = Path(f"/proc/{process.pid}")
     time.sleep(WARM_UP_S)
-    before, began = counter(host, _RX_PACKETS), time.monotonic()
+    before, began = counter(host, RX_PACKETS), time.monotonic()
     used = cpu_seconds(device)
     time.sleep(run.seconds)
-    packets = counter(host, _RX_PACKETS) - before
+    packets = counter(host, RX_PACKETS) - before
     found = {"mpps": packets / (time.monotonic() - began) / 1e6}
     if packets:
         each = (cpu_seconds(device) - used) / packets
@@ -137,7 +134,7 @@ def drain_rate(
     deadline = time.monotonic() + run.seconds
     while not rates or time.monotonic() < deadline:
         halt()
-        start = counter(host, _TX_PACKETS)
+        start = counter(host, TX_PACKETS)
         got = received() if received else 0
         bare.output(run, ["fill", TAP, FILL, size], prefix=host.prefix)
         with _on_core(run.driver_cpu):
@@ -146,7 +143,7 @@ def drain_rate(
         time.sleep(_SETTLE_S)
         part = 1.0
         if received:
-            part = min((received() - got) / (counter(host, _TX_PACKETS) - start), 1.0)
+            part = min((received() - got) / (counter(host, TX_PACKETS) - start), 1.0)
         rates.append(rate * part)
         parts.append(part)
     return {"mpps": statistics.median(rates) / 1e6, "percent": 100 * statistics.median(parts)}
@@ -172,7 +169,7 @@ def _empty(host: Namespace, start: int) -> float:
         if time.monotonic() > deadline:
             raise HostError(f"{TAP}: {last[0] - start} of {FILL} packets were read")
         time.sleep(_LOOK_S)
-        last = (counter(host, _TX_PACKETS), time.monotonic())
+        last = (counter(host, TX_PACKETS), time.monotonic())
         if first is None and last[0] - start >= FILL // 10:
             first = last
     if first is None or first[1] == last[1]:

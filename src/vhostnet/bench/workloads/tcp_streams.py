@@ -25,14 +25,13 @@ from vhostnet.bench.pair import (
 )
 from vhostnet.bench.tcp_stream import HEADERS, PAYLOAD
 from vhostnet.bench.workloads.taps import BARE_WRITE, TAP, counter, counters
-from vhostnet.demo.netns import Namespace
+from vhostnet.demo.netns import RX_BYTES, RX_PACKETS, Namespace
 from vhostnet.demo.tools import end, spawn
 from vhostnet.errors import HostError
 
 #: Flows -> how often our side has to send what the loop of single writes does.
 BARS = {1: 4.0, 4: 4.0, 64: 1.5}
 _OFF = "vhostnet, --coalesce off"
-_RX_BYTES, _RX_PACKETS = 0, 1
 #: For the driver to compile, connect and make its frames.
 _START_S = 60.0
 
@@ -48,8 +47,8 @@ def segments_per_second(
     before, used, began = counters(host), cpu_seconds(device), time.monotonic()
     time.sleep(run.seconds)
     after = counters(host)
-    taken_bytes = after[_RX_BYTES] - before[_RX_BYTES]
-    frames = after[_RX_PACKETS] - before[_RX_PACKETS]
+    taken_bytes = after[RX_BYTES] - before[RX_BYTES]
+    frames = after[RX_PACKETS] - before[RX_PACKETS]
     took = time.monotonic() - began
     segments = (taken_bytes - HEADERS * frames) / PAYLOAD
     if segments <= 0:
@@ -63,8 +62,8 @@ def segments_per_second(
 
 def _wait_for_traffic(host: Namespace) -> None:
     deadline = time.monotonic() + _START_S
-    start = counter(host, _RX_PACKETS)
-    while counter(host, _RX_PACKETS) - start < 1000:
+    start = counter(host, RX_PACKETS)
+    while counter(host, RX_PACKETS) - start < 1000:
         if time.monotonic() > deadline:
             raise HostError(f"{TAP}: no packets for {_START_S:.0f} s")
         time.sleep(0.02)
